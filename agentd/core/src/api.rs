@@ -1,0 +1,531 @@
+//! The types on the wire (v1): what is asked and what is answered, JSON both ways. CPUs are numbers, bytes are integers,
+//! `"none"` is no limit, null is unknown or not applicable. Knows nothing of HTTP.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::{Code, Numbers};
+use crate::instance::{Kind, Observed, Reading, State};
+use crate::ledger::Charge;
+use crate::operation::{Operation, Outcome, StepState, Who};
+use crate::plan::Aim;
+use crate::units::{Amount, ByteCount, Cpus, Limit};
+
+/// A field of an instance in its five values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FieldView<T> {
+    /// The backend's present target.
+    pub accepted: Option<Limit<T>>,
+    /// Read back from hypervisor, engine or cgroup.
+    pub observed: Option<Limit<T>>,
+    /// Seen from inside the guest.
+    pub confirmed: Option<Limit<T>>,
+    /// What the next start will have.
+    pub persistent: Option<Limit<T>>,
+    /// The most that can be reached live.
+    pub ceiling: Option<T>,
+}
+
+impl<T: Copy> From<&Reading<T>> for FieldView<T> {
+    fn from(reading: &Reading<T>) -> Self {
+        FieldView {
+            accepted: reading.accepted,
+            observed: reading.observed,
+            confirmed: reading.confirmed,
+            persistent: reading.persistent,
+            ceiling: reading.ceiling,
+        }
+    }
+}
+
+/// Why an instance takes no change but stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Hold {
+    /// What kind of hold.
+    pub hold: HoldKind,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// The kinds of holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldKind {
+    /// Somebody suspended it.
+    Suspended,
+    /// A change ended partial: somebody must look.
+    NeedsAttention,
+    /// The outcome of a call to its backend isn't known yet.
+    Recovering,
+}
+
+impl HoldKind {
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            HoldKind::Suspended => "suspended",
+            HoldKind::NeedsAttention => "needs-attention",
+            HoldKind::Recovering => "recovering",
+        }
+    }
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Instance {
+    /// `kind/name`
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// Domain UUID or container id.
+    pub id: String,
+    /// Its state.
+    pub state: State,
+    /// Changes whenever the instance does; its ETag.
+    pub version: String,
+    /// vCPUs, or the CPU limit.
+    pub cpus: FieldView<Cpus>,
+    /// CPU-time cap of a whole VM.
+    pub cpu_limit: FieldView<Cpus>,
+    /// Memory.
+    pub memory: FieldView<ByteCount>,
+    /// What it is charged.
+    pub committed: Charge,
+    /// Docker's labels.
+    pub labels: BTreeMap<String, String>,
+    /// What blocks changes.
+    pub holds: Vec<Hold>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+impl Instance {
+    /// An observation with what the daemon adds to it.
+    pub fn new(observed: &Observed, version: String, committed: Charge, holds: Vec<Hold>) -> Self {
+        Instance {
+            reference: observed.reference.to_string(),
+            kind: observed.reference.kind(),
+            name: observed.reference.name().to_owned(),
+            id: observed.id.clone(),
+            state: observed.state,
+            version,
+            cpus: (&observed.cpus).into(),
+            cpu_limit: (&observed.cpu_limit).into(),
+            memory: (&observed.memory).into(),
+            committed,
+            labels: observed.labels.clone(),
+            holds,
+            notes: observed.notes.clone(),
+        }
+    }
+}
+
+/// A page of instances.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InstanceList {
+    /// The page.
+    pub items: Vec<Instance>,
+    /// Where the next page begins, or null.
+    pub next_cursor: Option<String>,
+    /// How many there are on all pages.
+    pub total: usize,
+    /// The kinds whose backend does not answer.
+    pub unavailable: Vec<Kind>,
+}
+
+/// To where a resize goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Apply {
+    /// What runs and what is saved.
+    #[default]
+    Both,
+    /// What runs only.
+    Live,
+    /// What is saved only.
+    NextBoot,
+}
+
+/// Whether a restart is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It isn't.
+    #[default]
+    Never,
+    /// It is, where the change can't be made live.
+    IfNeeded,
+}
+
+/// The body of a resize. An absent field stays as it is; `"none"` and null take a limit away; `"+1"` is relative.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct ResizeRequest {
+    /// vCPUs of a VM, CPU limit of anything else.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Limit<Amount<Cpus>>>,
+    /// CPU-time cap of a whole VM.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub cpu_limit: Option<Limit<Amount<Cpus>>>,
+    /// Memory; a number of bytes, or a string such as `"8GiB"`.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Limit<Amount<ByteCount>>>,
+    /// A size of the config file, in place of the three fields above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// Plan only.
+    pub dry_run: bool,
+    /// Whether a restart is allowed.
+    pub restart: Restart,
+    /// With `restart`: whether it may be hard.
+    pub force: bool,
+    /// Live, saved or both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apply: Option<Apply>,
+    /// Go back by itself after this time, e.g. `"2h"`.
+    #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+    pub for_: Option<String>,
+    /// How long to wait for the guest, e.g. `"30s"`; 10 s where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait: Option<String>,
+}
+
+/// The body of a stop.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct StopRequest {
+    /// How long a graceful stop may take, e.g. `"60s"`; the config's `stop_timeout` where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Switch it off hard when the time is over.
+    pub force: bool,
+    /// Plan only.
+    pub dry_run: bool,
+}
+
+/// The body of a start, or of a request that takes no parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct StartRequest {
+    /// Plan only.
+    pub dry_run: bool,
+}
+
+/// Tells `null` (no limit) from an absent field.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Limit<T>>, D::Error> {
+    Ok(Some(Option::<Limit<T>>::deserialize(deserializer)?.unwrap_or(Limit::Unlimited)))
+}
+
+/// What became of one field.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ChangeOf<T> {
+    /// What was accepted before.
+    pub before: Option<Limit<T>>,
+    /// What was asked for, made absolute.
+    pub requested: Limit<T>,
+    /// The backend's target now.
+    pub accepted: Option<Limit<T>>,
+    /// Read back.
+    pub observed: Option<Limit<T>>,
+    /// Seen from inside the guest.
+    pub confirmed: Option<Limit<T>>,
+    /// Whether what runs has it.
+    pub live: bool,
+    /// Whether the next start will have it.
+    pub persistent: bool,
+}
+
+/// What became of a field, with its name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "field", rename_all = "snake_case")]
+pub enum Change {
+    /// vCPUs or CPU limit.
+    Cpus(ChangeOf<Cpus>),
+    /// CPU-time cap of a whole VM.
+    CpuLimit(ChangeOf<Cpus>),
+    /// Memory.
+    Memory(ChangeOf<ByteCount>),
+}
+
+/// A step as it is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StepView {
+    /// What it does.
+    pub what: String,
+    /// What takes it back, or null.
+    pub undo: Option<String>,
+    /// Where it is.
+    pub state: StepState,
+    /// The backend's own words, where it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The reply to a change, and an operation in the record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OperationView {
+    /// Its id; null for a dry run.
+    pub operation: Option<String>,
+    /// `resize`, `stop`, `start`.
+    pub verb: String,
+    /// How it ended, or that it runs.
+    pub outcome: Outcome,
+    /// Of which instance.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Whether nothing was meant to be done.
+    pub dry_run: bool,
+    /// How long it took.
+    pub elapsed_ms: u64,
+    /// What became of each field.
+    pub changes: Vec<Change>,
+    /// The steps.
+    pub steps: Vec<StepView>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// Who asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<Who>,
+    /// The code, where it ended badly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
+    /// Why, where it ended badly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The instance afterwards, where it could be observed.
+    pub instance: Option<Instance>,
+}
+
+impl OperationView {
+    /// An operation, with the observation and the view of its instance where there is one.
+    pub fn new(operation: &Operation, observed: Option<&Observed>, instance: Option<Instance>) -> Self {
+        OperationView {
+            operation: Some(operation.id.clone()),
+            verb: operation.verb.to_string(),
+            outcome: operation.outcome,
+            reference: operation.reference.to_string(),
+            dry_run: false,
+            elapsed_ms: operation.elapsed_ms,
+            changes: changes(operation, observed),
+            steps: operation
+                .steps
+                .iter()
+                .map(|record| StepView {
+                    what: record.step.what.clone(),
+                    undo: record.step.undo_what.clone(),
+                    state: record.state,
+                    error: record.error.clone(),
+                })
+                .collect(),
+            notes: operation.notes.clone(),
+            who: Some(operation.who.clone()),
+            code: operation.problem.as_ref().map(|(code, _)| *code),
+            detail: operation.problem.as_ref().map(|(_, detail)| detail.clone()),
+            instance,
+        }
+    }
+}
+
+/// The targets of an operation against what was observed.
+fn changes(operation: &Operation, observed: Option<&Observed>) -> Vec<Change> {
+    fn one<T: Copy + PartialEq>(aim: &Aim<T>, reading: Option<&Reading<T>>) -> ChangeOf<T> {
+        ChangeOf {
+            before: aim.before,
+            requested: aim.requested,
+            accepted: reading.and_then(|r| r.accepted),
+            observed: reading.and_then(|r| r.observed),
+            confirmed: reading.and_then(|r| r.confirmed),
+            live: aim.live && reading.is_some_and(|r| r.observed.is_some_and(|v| aim.matches(v))),
+            persistent: aim.saved && reading.is_some_and(|r| r.persistent.is_some_and(|v| aim.matches(v))),
+        }
+    }
+    let targets = &operation.targets;
+    let cpus = targets.cpus.as_ref().map(|aim| Change::Cpus(one(aim, observed.map(|o| &o.cpus))));
+    let cpu_limit = targets.cpu_limit.as_ref().map(|aim| Change::CpuLimit(one(aim, observed.map(|o| &o.cpu_limit))));
+    let memory = targets.memory.as_ref().map(|aim| Change::Memory(one(aim, observed.map(|o| &o.memory))));
+    [cpus, cpu_limit, memory].into_iter().flatten().collect()
+}
+
+/// A page of operations, newest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OperationList {
+    /// The page.
+    pub items: Vec<OperationView>,
+}
+
+/// One dimension of the host's capacity.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CapacityOf<T> {
+    /// What the host has, or the config says it has.
+    pub total: T,
+    /// Kept back for the host.
+    pub reserved: T,
+    /// The factor on the rest, exact to thousandths.
+    pub overcommit: f64,
+    /// (total − reserved) × overcommit.
+    pub allowed: T,
+    /// Promised to what is up.
+    pub committed: T,
+    /// What can still be promised; 0 where the host is over its cap.
+    pub free: T,
+    /// Whether more is promised than allowed.
+    pub over: bool,
+}
+
+/// What one `[[limit]]` has promised.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LimitUse {
+    /// Its `match`.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// `total_cpus`, or null.
+    pub total_cpus: Option<Cpus>,
+    /// `total_memory`, or null.
+    pub total_memory: Option<ByteCount>,
+    /// What is promised under it.
+    pub committed: Charge,
+    /// Whether more is promised than allowed.
+    pub over: bool,
+}
+
+/// The host: what it has, what is promised, what is free.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Capacity {
+    /// CPUs.
+    pub cpus: CapacityOf<Cpus>,
+    /// Memory.
+    pub memory: CapacityOf<ByteCount>,
+    /// What is promised to each kind.
+    pub by_kind: BTreeMap<Kind, KindUse>,
+    /// What is promised under each `[[limit]]`.
+    pub limits: Vec<LimitUse>,
+    /// `observed` or `maximum`: which memory of a VM is charged.
+    pub vm_memory: String,
+    /// What is charged on top of each running VM.
+    pub vm_overhead: ByteCount,
+    /// Instances without a limit that are up: they are charged what they use.
+    pub unlimited: Vec<String>,
+    /// The kinds whose backend does not answer: their last known charge stands.
+    pub unavailable: Vec<Kind>,
+}
+
+/// What is promised to one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KindUse {
+    /// How many are up.
+    pub up: usize,
+    /// How many there are.
+    pub instances: usize,
+    /// What is promised to them.
+    pub committed: Charge,
+}
+
+/// A size of the config file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SizeView {
+    /// Its name.
+    pub name: String,
+    /// vCPUs, or the CPU limit.
+    pub cpus: Option<Limit<Cpus>>,
+    /// Memory.
+    pub memory: Option<Limit<ByteCount>>,
+    /// CPU-time cap of a whole VM.
+    pub cpu_limit: Option<Limit<Cpus>>,
+}
+
+/// The sizes of the config file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SizeList {
+    /// All of them, by name.
+    pub items: Vec<SizeView>,
+}
+
+/// Whether agentd and its backends are well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Health {
+    /// Whether all that is configured works.
+    pub ok: bool,
+    /// agentd's version.
+    pub version: String,
+    /// Whether changes are switched off by the config file.
+    pub read_only: bool,
+    /// Each configured backend.
+    pub backends: Vec<BackendHealth>,
+    /// What a person should know: a rejected reload, held instances.
+    pub notes: Vec<String>,
+}
+
+/// Whether one backend is well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BackendHealth {
+    /// The kind that it serves.
+    pub kind: Kind,
+    /// Its name and where it is: `libvirt qemu:///system`.
+    pub name: String,
+    /// Whether it answers.
+    pub ok: bool,
+    /// Its version, or why it does not answer.
+    pub detail: String,
+}
+
+/// An RFC 9457 problem document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProblemDocument {
+    /// A path that names the problem: `/problems/CODE`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// The code in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable code.
+    pub code: Code,
+    /// What happened, to what, with which numbers.
+    pub detail: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The operation, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// How the operation ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// Its steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepView>,
+    /// The instance afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Box<Instance>>,
+    /// The numbers behind a refusal.
+    #[serde(flatten)]
+    pub numbers: Numbers,
+}

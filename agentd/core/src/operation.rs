@@ -1,0 +1,272 @@
+//! An operation: one requested change from its plan to its outcome, and the one function that knows which step may follow
+//! which. A plain value: the daemon records it, replies with it, and will recover from it.
+//!
+//! ```text
+//!   step:       planned ─► doing ─► done ────► undoing ─► undone
+//!                            │  └─► pending       └─────► undo-failed
+//!                            └────► failed ───► undoing
+//!   operation:  running ─► changed | unchanged | pending | rolled-back | partial | unknown | abandoned
+//!               refused (never ran)
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Problem};
+use crate::instance::{Observed, Ref, State};
+use crate::plan::{Plan, Step, Targets, Verb};
+
+/// Where a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum StepState {
+    /// Not begun.
+    Planned,
+    /// The call to the backend is under way, or its read-back is.
+    Doing,
+    /// Done and read back.
+    Done,
+    /// Accepted; the guest has not obeyed yet.
+    Pending,
+    /// Not needed: what it is for had already come about.
+    Skipped,
+    /// The backend refused, or the read-back showed something else.
+    Failed,
+    /// Being taken back.
+    Undoing,
+    /// Taken back and read back.
+    Undone,
+    /// Taking it back failed.
+    UndoFailed,
+}
+
+impl StepState {
+    /// Whether a step may go from here to `next`. The only place that knows.
+    pub const fn may_become(self, next: StepState) -> bool {
+        use StepState::{Doing, Done, Failed, Pending, Planned, Skipped, UndoFailed, Undoing, Undone};
+        matches!(
+            (self, next),
+            (Planned, Doing | Skipped)
+                | (Doing, Done | Pending | Failed)
+                | (Done | Pending | Failed, Undoing)
+                | (Undoing, Undone | UndoFailed)
+        )
+    }
+}
+
+/// How an operation ended, or that it still runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// A dry run: nothing was done.
+    Planned,
+    /// It is under way.
+    Running,
+    /// Done and read back.
+    Changed,
+    /// It was already so.
+    Unchanged,
+    /// Accepted by the backend, the guest has not obeyed yet.
+    Pending,
+    /// A step failed and everything before it was undone.
+    RolledBack,
+    /// Refused before its first step.
+    Refused,
+    /// A step failed and something before it could not be undone.
+    Partial,
+    /// The instance was rebooted or replaced meanwhile.
+    Abandoned,
+    /// A call to the backend did not return; nobody knows yet.
+    Unknown,
+}
+
+impl Outcome {
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Planned => "planned",
+            Outcome::Running => "running",
+            Outcome::Changed => "changed",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Pending => "pending",
+            Outcome::RolledBack => "rolled-back",
+            Outcome::Refused => "refused",
+            Outcome::Partial => "partial",
+            Outcome::Abandoned => "abandoned",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+/// Who asked, as the kernel told it of the socket's peer when it connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Who {
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Process id; for the record only, never for a decision.
+    pub pid: i32,
+    /// The process's name; for the record only.
+    pub command: String,
+}
+
+/// What of an instance must still be the same for an undo or a recovery to concern it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Domain UUID or full container id.
+    pub id: String,
+    /// What changes with every start.
+    pub boot: Option<String>,
+}
+
+impl Identity {
+    /// The identity that an observation shows.
+    pub fn of(observed: &Observed) -> Self {
+        Identity { id: observed.id.clone(), boot: observed.boot.clone() }
+    }
+}
+
+/// A step with where it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The step as planned.
+    pub step: Step,
+    /// Where it is.
+    pub state: StepState,
+    /// The backend's own words, where it failed.
+    pub error: Option<String>,
+}
+
+/// One requested change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// A ULID: unique, and sorts by time.
+    pub id: String,
+    /// Of which instance.
+    pub reference: Ref,
+    /// And of which one exactly.
+    pub identity: Identity,
+    /// What was asked for.
+    pub verb: Verb,
+    /// By whom.
+    pub who: Who,
+    /// The values before and the values asked for.
+    pub targets: Targets,
+    /// The steps.
+    pub steps: Vec<StepRecord>,
+    /// How it ended, or that it runs.
+    pub outcome: Outcome,
+    /// Why, where it ended badly.
+    pub problem: Option<(Code, String)>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// Milliseconds since the Unix epoch when it began.
+    pub started_ms: u64,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+/// A step was asked to go where it can't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("step {index} can't go from {from:?} to {to:?}")]
+pub struct IllegalTransition {
+    /// Which step.
+    pub index: usize,
+    /// Where it is, or `None` where there is no such step.
+    pub from: Option<StepState>,
+    /// Where it was to go.
+    pub to: StepState,
+}
+
+impl Operation {
+    /// An operation at its beginning.
+    pub fn new(id: String, who: Who, plan: Plan, started_ms: u64) -> Self {
+        Operation {
+            id,
+            reference: plan.reference,
+            identity: plan.identity,
+            verb: plan.verb,
+            who,
+            targets: plan.targets,
+            steps: plan
+                .steps
+                .into_iter()
+                .map(|step| StepRecord { step, state: StepState::Planned, error: None })
+                .collect(),
+            outcome: Outcome::Running,
+            problem: None,
+            notes: plan.notes,
+            started_ms,
+            elapsed_ms: 0,
+        }
+    }
+
+    /// Moves one step on, where that is legal.
+    pub fn advance(&mut self, index: usize, to: StepState) -> Result<(), IllegalTransition> {
+        match self.steps.get_mut(index) {
+            Some(record) if record.state.may_become(to) => {
+                record.state = to;
+                Ok(())
+            }
+            other => Err(IllegalTransition { index, from: other.map(|record| record.state), to }),
+        }
+    }
+
+    /// Ends it well.
+    pub fn succeed(&mut self) {
+        let pending = self.steps.iter().any(|record| record.state == StepState::Pending);
+        self.outcome = match (self.steps.is_empty(), pending) {
+            (true, _) => Outcome::Unchanged,
+            (_, true) => Outcome::Pending,
+            _ => Outcome::Changed,
+        };
+    }
+
+    /// Ends it badly.
+    pub fn fail(&mut self, outcome: Outcome, problem: &Problem) {
+        self.outcome = outcome;
+        self.problem = Some((problem.code, problem.detail.clone()));
+    }
+
+    /// Says in words how a stop went; nothing for other verbs.
+    pub fn note_stop(&mut self, observed: &Observed) {
+        use crate::plan::Action;
+        if self.verb != Verb::Stop || self.steps.is_empty() {
+            return;
+        }
+        let killed = self.steps.iter().any(|r| r.step.action == Action::Kill && r.state == StepState::Done);
+        self.notes.push(match (observed.state, killed) {
+            (State::Stopped | State::Crashed, false) => "it shut down by itself when asked".into(),
+            (State::Stopped | State::Crashed, true) => {
+                "it did not shut down within the timeout and was switched off hard".into()
+            }
+            (state, _) => format!("it was asked to shut down and is still {state}; --force would switch it off hard"),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StepState::{self, Doing, Done, Failed, Pending, Planned, Skipped, UndoFailed, Undoing, Undone};
+
+    const ALL: [StepState; 9] = [Planned, Doing, Done, Pending, Skipped, Failed, Undoing, Undone, UndoFailed];
+
+    #[test]
+    fn a_step_is_never_done_twice() {
+        for from in ALL {
+            assert_eq!(from.may_become(Doing), from == Planned, "{from:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_never_begun_is_never_undone() {
+        assert!(!Planned.may_become(Undoing));
+        assert!(!Skipped.may_become(Undoing));
+        for to in ALL {
+            assert!(!Undone.may_become(to) && !UndoFailed.may_become(to), "{to:?}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The planner: what was observed, what is asked, what the config and the ledger allow → a plan of absolute steps, each
+//! with the way back, or a refusal with its numbers. Pure: the executor that carries a plan out chooses nothing, and the
+//! planner knows nothing of sockets, clocks or backends beyond their words for the steps.
+
+mod admission;
+mod power;
+mod resize;
+mod settle;
+mod words;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use admission::{HostCapacity, caps, charge_of, start_charge};
+pub use power::{start, stop};
+pub use resize::resize;
+pub use settle::{Reached, reached, unchanged_since};
+pub use words::describe;
+
+use crate::api::Hold;
+use crate::config::{Config, Rules};
+use crate::error::{Code, Problem};
+use crate::instance::{Field, Observed, Ref};
+use crate::ledger::{Charge, Ledger};
+use crate::operation::Identity;
+use crate::units::{ByteCount, Cpus, Limit};
+
+/// What a plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verb {
+    /// Change CPUs and memory.
+    Resize,
+    /// Bring it up.
+    Start,
+    /// Bring it down.
+    Stop,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verb::Resize => "resize",
+            Verb::Start => "start",
+            Verb::Stop => "stop",
+        })
+    }
+}
+
+/// Which of an instance's two sets of values a step sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// What runs.
+    Live,
+    /// What the next start will have.
+    Saved,
+    /// Both, in one call.
+    Both,
+}
+
+/// Absolute values for one atomic call; an absent field stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Values {
+    /// vCPUs or CPU limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Limit<Cpus>>,
+    /// CPU-time cap of a whole VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit: Option<Limit<Cpus>>,
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Limit<ByteCount>>,
+}
+
+impl Values {
+    /// The fields that are set.
+    pub fn fields(&self) -> Vec<Field> {
+        let set = [
+            self.cpus.map(|_| Field::Cpus),
+            self.cpu_limit.map(|_| Field::CpuLimit),
+            self.memory.map(|_| Field::Memory),
+        ];
+        set.into_iter().flatten().collect()
+    }
+}
+
+/// One atomic call to a backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Action {
+    /// Set these values.
+    Set {
+        /// Where.
+        scope: Scope,
+        /// To what.
+        values: Values,
+    },
+    /// Put back what was there, from the backend's own values.
+    Restore {
+        /// Where.
+        scope: Scope,
+        /// What it reads as afterwards.
+        values: Values,
+        /// The backend's values, verbatim, as `Observed::native` had them.
+        native: serde_json::Value,
+    },
+    /// Bring it up.
+    Start,
+    /// Ask it to go down.
+    Shutdown,
+    /// Switch it off hard.
+    Kill,
+}
+
+/// How sure it is that a step can be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UndoClass {
+    /// Taking it back is as sure as doing it.
+    Exact,
+    /// Taking it back needs the guest.
+    Attempt,
+    /// It can't be taken back.
+    None,
+}
+
+/// What must be seen after a step, and for how long it is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Settle {
+    /// At once, or the step has failed.
+    AtOnce,
+    /// The guest must obey; bounded by the request's wait. Late is pending, a silent guest fails the step.
+    Guest,
+    /// The state must be reached within this time. Late is pending.
+    Within(Duration),
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What it does, in the backend's words.
+    pub what: String,
+    /// What takes it back, in the backend's words.
+    pub undo_what: Option<String>,
+    /// The call.
+    pub action: Action,
+    /// The call that takes it back.
+    pub undo: Option<Action>,
+    /// How sure that is.
+    pub class: UndoClass,
+    /// What must be seen afterwards.
+    pub settle: Settle,
+}
+
+/// The value of one field before, and the value asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aim<T> {
+    /// Before.
+    pub before: Option<Limit<T>>,
+    /// Asked for, absolute and in the backend's grain.
+    pub requested: Limit<T>,
+    /// Whether what runs is to have it.
+    pub live: bool,
+    /// Whether the next start is to have it.
+    pub saved: bool,
+}
+
+impl<T: Copy + PartialEq> Aim<T> {
+    /// Whether a value read back is the one asked for.
+    pub fn matches(&self, value: Limit<T>) -> bool {
+        self.requested == value
+    }
+}
+
+/// What a change aims at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Targets {
+    /// vCPUs or CPU limit.
+    pub cpus: Option<Aim<Cpus>>,
+    /// CPU-time cap of a whole VM.
+    pub cpu_limit: Option<Aim<Cpus>>,
+    /// Memory.
+    pub memory: Option<Aim<ByteCount>>,
+}
+
+/// What will be done, so specific that the executor chooses nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// To which instance.
+    pub reference: Ref,
+    /// And to which one exactly.
+    pub identity: Identity,
+    /// What was asked for.
+    pub verb: Verb,
+    /// The values before and the values asked for.
+    pub targets: Targets,
+    /// The steps, in order; none where it is already so.
+    pub steps: Vec<Step>,
+    /// What the instance is charged while the plan runs; admitted against the ledger that the planner was given.
+    pub charge: Charge,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// All that a plan is made from, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The latest observation of the instance.
+    pub observed: &'a Observed,
+    /// What blocks its changes.
+    pub holds: &'a [Hold],
+    /// The config.
+    pub config: &'a Config,
+    /// What the config's limits say of this instance.
+    pub rules: &'a Rules,
+    /// What the host has.
+    pub host: HostCapacity,
+    /// What everybody is charged, this instance's latest observation included.
+    pub ledger: &'a Ledger,
+}
+
+impl Inputs<'_> {
+    /// Refuses what a hold or the instance's owner forbids.
+    fn refuse_if_blocked(&self) -> Result<(), Problem> {
+        let reference = &self.observed.reference;
+        if let Some(hold) = self.holds.first() {
+            let hint = match hold.hold {
+                crate::api::HoldKind::Suspended => "resume it first",
+                crate::api::HoldKind::NeedsAttention => {
+                    "look at it, put right what is wrong, then clear the hold; stop still works"
+                }
+                crate::api::HoldKind::Recovering => "the hold ends by itself once its backend answers; stop still works",
+            };
+            let detail = format!("{reference} is held ({}): {}", hold.hold.as_str(), hold.reason);
+            return Err(Problem::new(Code::Held, detail).hint(hint));
+        }
+        match &self.observed.unchangeable {
+            Some(why) => Err(Problem::new(Code::Unsupported, format!("{reference} can't be changed here: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// A plan with nothing in it yet.
+    fn empty_plan(&self, verb: Verb) -> Plan {
+        Plan {
+            reference: self.observed.reference.clone(),
+            identity: Identity::of(self.observed),
+            verb,
+            targets: Targets::default(),
+            steps: Vec::new(),
+            charge: self.ledger.charge(&self.observed.reference),
+            notes: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What a step must have brought about, against what is observed. Pure; the executor asks, waits, and asks again.
+
+use super::{Action, Scope, Values};
+use crate::instance::{Kind, Observed, Reading, State};
+use crate::units::{Cpus, Limit};
+
+/// How far a step has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reached {
+    /// What it is for is observed.
+    Yes,
+    /// It was accepted; what is observed moves or may move. What is seen, in words.
+    NotYet(String),
+    /// It was not even accepted. What is seen, in words.
+    No(String),
+}
+
+/// systemd's cgroup driver rounds a quota up to 1 % of a CPU, so what is read back may be that much above.
+const CPU_TOLERANCE: u64 = 10;
+
+fn same_cpus(want: Limit<Cpus>, seen: Limit<Cpus>) -> bool {
+    match (want, seen) {
+        (Limit::At(want), Limit::At(seen)) => {
+            seen >= want && seen.millis() - want.millis() < CPU_TOLERANCE || seen == want
+        }
+        (want, seen) => want == seen,
+    }
+}
+
+/// Compares what an action should bring about with what is observed.
+pub fn reached(action: &Action, observed: &Observed) -> Reached {
+    match action {
+        Action::Set { scope, values } | Action::Restore { scope, values, .. } => {
+            let mut worst = Reached::Yes;
+            let vm = observed.reference.kind() == Kind::Vm;
+            let exact_cpus = |a: Limit<Cpus>, b: Limit<Cpus>| a == b;
+            let cpus: fn(Limit<Cpus>, Limit<Cpus>) -> bool = if vm { exact_cpus } else { same_cpus };
+            if let Some(want) = values.cpus {
+                worst = worse(worst, field("cpus", *scope, want, &observed.cpus, observed, cpus));
+            }
+            if let Some(want) = values.cpu_limit {
+                worst = worse(worst, field("cpu_limit", *scope, want, &observed.cpu_limit, observed, same_cpus));
+            }
+            if let Some(want) = values.memory {
+                worst = worse(worst, field("memory", *scope, want, &observed.memory, observed, |a, b| a == b));
+            }
+            worst
+        }
+        Action::Start => match observed.state {
+            State::Running => Reached::Yes,
+            state => Reached::NotYet(format!("it is {state}")),
+        },
+        Action::Shutdown | Action::Kill => match observed.state {
+            State::Stopped | State::Crashed => Reached::Yes,
+            state => Reached::NotYet(format!("it is {state}")),
+        },
+    }
+}
+
+/// Whether what a step set is still what is there: only then may its undo run.
+pub fn unchanged_since(action: &Action, observed: &Observed) -> bool {
+    !matches!(reached(action, observed), Reached::No(_))
+}
+
+fn field<T: Copy + PartialEq + std::fmt::Display>(
+    name: &str,
+    scope: Scope,
+    want: Limit<T>,
+    reading: &Reading<T>,
+    observed: &Observed,
+    same: fn(Limit<T>, Limit<T>) -> bool,
+) -> Reached {
+    let fits = |value: Option<Limit<T>>| value.is_some_and(|value| same(want, value));
+    let told = |value: Option<Limit<T>>| value.map_or_else(|| "unknown".to_owned(), |value| value.to_string());
+    if scope != Scope::Live && !fits(reading.persistent) {
+        return Reached::No(format!("{name} saved is {}, asked for was {want}", told(reading.persistent)));
+    }
+    if scope == Scope::Saved || (scope == Scope::Both && !observed.state.is_up()) {
+        return Reached::Yes;
+    }
+    if !fits(reading.accepted) {
+        return Reached::No(format!("{name} accepted is {}, asked for was {want}", told(reading.accepted)));
+    }
+    if !fits(reading.observed) {
+        return Reached::NotYet(format!("{name} is {}, asked for was {want}", told(reading.observed)));
+    }
+    Reached::Yes
+}
+
+fn worse(a: Reached, b: Reached) -> Reached {
+    match (&a, &b) {
+        (Reached::No(_), _) | (_, Reached::Yes) => a,
+        (_, Reached::No(_)) | (Reached::Yes, _) => b,
+        (Reached::NotYet(_), Reached::NotYet(_)) => a,
+    }
+}
+
+impl Values {
+    /// Whether the values of every field here are those observed in this scope: nothing is left of what a step did.
+    pub fn are_observed(&self, scope: Scope, observed: &Observed) -> bool {
+        reached(&Action::Set { scope, values: *self }, observed) == Reached::Yes
+    }
+}

@@ -1,0 +1,51 @@
+//! The words for steps: what a backend call is named in a dry run, a reply and the record. Knows the vocabulary of each
+//! kind's engine and nothing else of it.
+
+use super::{Action, Scope, Values};
+use crate::instance::Kind;
+
+/// A step in the words of the engine that carries it out: `libvirt setVcpus live 4`.
+pub fn describe(kind: Kind, action: &Action) -> String {
+    let engine = match kind {
+        Kind::Vm => "libvirt",
+        Kind::Container => "docker",
+        Kind::Unit => "systemd",
+    };
+    let call = match (kind, action) {
+        (_, Action::Set { scope, values } | Action::Restore { scope, values, .. }) => set(kind, *scope, values),
+        (Kind::Vm, Action::Start) => "create".into(),
+        (Kind::Vm, Action::Shutdown) => "shutdown (ACPI)".into(),
+        (Kind::Vm, Action::Kill) => "destroy".into(),
+        (Kind::Container, Action::Shutdown) => "kill (stop signal)".into(),
+        (Kind::Container, Action::Kill) => "kill (SIGKILL)".into(),
+        (_, Action::Start) => "start".into(),
+        (_, Action::Shutdown) => "stop".into(),
+        (_, Action::Kill) => "kill".into(),
+    };
+    format!("{engine} {call}")
+}
+
+fn set(kind: Kind, scope: Scope, values: &Values) -> String {
+    let place = match scope {
+        Scope::Live => "live ",
+        Scope::Saved => "saved ",
+        Scope::Both => "",
+    };
+    let vm = kind == Kind::Vm;
+    let mut words = Vec::new();
+    if let Some(cpus) = values.cpus {
+        words.push(format!("{}{place}{cpus}", if vm { "setVcpus " } else { "cpus " }));
+    }
+    if let Some(limit) = values.cpu_limit {
+        words.push(format!("setSchedulerParameters {place}global_quota {limit}"));
+    }
+    if let Some(memory) = values.memory {
+        words.push(format!("{}{place}{memory}", if vm { "setMemory " } else { "memory " }));
+    }
+    let words = words.join(" ");
+    match kind {
+        Kind::Vm => words,
+        Kind::Container => format!("update {words}"),
+        Kind::Unit => format!("SetUnitProperties {words}"),
+    }
+}

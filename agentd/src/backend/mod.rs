@@ -1,0 +1,103 @@
+//! What a backend is: the one small trait between the daemon and an engine, the same for libvirt, Docker and the fake.
+//! Units of engines (KiB, microseconds, NanoCPUs) never leave the module of their backend.
+
+pub mod docker;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+pub mod libvirt;
+
+use std::time::Duration;
+
+use agentd_core::error::{Code, Problem};
+use agentd_core::instance::{Kind, Observed, Ref};
+use agentd_core::operation::Identity;
+use agentd_core::plan::Action;
+use async_trait::async_trait;
+
+/// Why a call to a backend gave nothing.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum BackendError {
+    /// The engine's daemon does not answer: nothing was done.
+    #[error("{0}")]
+    Unavailable(String),
+    /// There is no such instance, or it is another one by now.
+    #[error("{0}")]
+    NotFound(String),
+    /// A name prefix fits several.
+    #[error("{0}")]
+    Ambiguous(String),
+    /// The engine refused or failed. What of it took effect must be observed.
+    #[error("{0}")]
+    Failed(String),
+    /// The engine can't do this for this instance: nothing was done.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The instance is in a state that doesn't allow this: nothing was done.
+    #[error("{0}")]
+    InvalidState(String),
+    /// The guest was asked and has not obeyed within the engine's own time; it may yet.
+    #[error("{0}")]
+    GuestLate(String),
+    /// Our deadline passed while the call was under way: nobody knows yet what came of it.
+    #[error("{0}")]
+    Timeout(String),
+    /// Too many calls are overdue already: nothing was done.
+    #[error("{0}")]
+    Overloaded(String),
+}
+
+impl BackendError {
+    /// The code that a caller is told.
+    pub fn code(&self) -> Code {
+        match self {
+            BackendError::Unavailable(_) => Code::BackendUnavailable,
+            BackendError::NotFound(_) => Code::NotFound,
+            BackendError::Ambiguous(_) => Code::Ambiguous,
+            BackendError::Failed(_) | BackendError::GuestLate(_) => Code::BackendFailed,
+            BackendError::Unsupported(_) => Code::Unsupported,
+            BackendError::InvalidState(_) => Code::InvalidState,
+            BackendError::Timeout(_) => Code::BackendTimeout,
+            BackendError::Overloaded(_) => Code::Overloaded,
+        }
+    }
+}
+
+impl From<BackendError> for Problem {
+    fn from(error: BackendError) -> Problem {
+        Problem::new(error.code(), error.to_string())
+    }
+}
+
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// What the engine and the kernel tell at once.
+    Plain,
+    /// Also how much memory is in use inside, asking the guest and waiting for its answer for at most this long.
+    Usage(Duration),
+}
+
+/// An engine.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// The kind of instances that it has.
+    fn kind(&self) -> Kind;
+
+    /// Its name and where it is, for people: `libvirt qemu:///system`.
+    fn name(&self) -> String;
+
+    /// Its version where it answers, else [`BackendError::Unavailable`] with why and what to do.
+    async fn health(&self) -> Result<String, BackendError>;
+
+    /// Every instance. One that vanishes or can't be read while the list is made is left out or shown as
+    /// `State::Unknown`; it never fails the whole list.
+    async fn list(&self) -> Result<Vec<Observed>, BackendError>;
+
+    /// One instance by its name, UUID, or id prefix (6 characters or more). The answer's `reference` has its proper name.
+    async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError>;
+
+    /// One atomic step on exactly this instance: [`BackendError::NotFound`] where id or boot are not those of `identity`
+    /// (boot is not compared for what concerns the saved form or for a start). Returns once the engine has accepted;
+    /// what came of it is for `observe`.
+    async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError>;
+}
