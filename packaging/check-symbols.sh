@@ -13,7 +13,7 @@ for binary in "$@"; do
     needed=$(objdump -p "$binary")
     for prefix in "${!stated[@]}"; do
         newest=$({ grep -oP "\b${prefix}_\K[0-9.]+" <<<"$needed" || true; } | sort -V | tail -n 1)
-        if [ -n "$newest" ] && [ "$(printf '%s\n' "$newest" "${stated[$prefix]}" | sort -V | tail -n 1)" != "${stated[$prefix]}" ]; then
+        if [ "$(printf '%s\n' "${newest:-0}" "${stated[$prefix]}" | sort -V | tail -n 1)" != "${stated[$prefix]}" ]; then
             echo "$binary needs ${prefix}_$newest, the packages ask for ${stated[$prefix]} only" >&2
             bad=1
         fi
