@@ -129,6 +129,13 @@ impl Book {
         }
     }
 
+    /// Drops an instance that is known to be gone, whatever was in flight on it.
+    pub fn drop_gone(&mut self, reference: &Ref) {
+        self.known.remove(reference);
+        self.ledger.release(reference, Charge::ZERO);
+        self.ledger.forget(reference);
+    }
+
     /// Begins a change: the charge is reserved and other observations stay out.
     pub fn begin(&mut self, reference: &Ref, charge: Charge) {
         self.ledger.reserve(reference, charge);

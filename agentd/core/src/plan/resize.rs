@@ -252,7 +252,7 @@ fn aim<T: Quantity>(
             Limit::At(rounded)
         }
     };
-    Ok(Some(Aim { before, requested, live: place.live, saved: place.saved }))
+    Ok(Some(Aim { before, saved_before: reading.persistent, requested, live: place.live, saved: place.saved }))
 }
 
 fn base_text<T: Display>(before: Option<Limit<T>>) -> String {
@@ -513,7 +513,13 @@ fn check_ceilings(inputs: &Inputs<'_>, needed: &Needed) -> Result<(), Problem> {
 }
 
 fn inputs_aim<T: Copy>(value: Option<Limit<T>>, reading: &Reading<T>) -> Option<Aim<T>> {
-    value.map(|requested| Aim { before: reading.accepted, requested, live: true, saved: false })
+    value.map(|requested| Aim {
+        before: reading.accepted,
+        saved_before: reading.persistent,
+        requested,
+        live: true,
+        saved: false,
+    })
 }
 
 fn ceiling<T: Quantity>(
