@@ -1,4 +1,5 @@
 //! placeholder
 
+pub mod access;
 pub mod pattern;
 pub mod units;
