@@ -1,5 +1,6 @@
 //! placeholder
 
 pub mod access;
+pub mod config;
 pub mod pattern;
 pub mod units;
