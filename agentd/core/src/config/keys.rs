@@ -97,21 +97,17 @@ pub(super) fn of(section: &str) -> impl Iterator<Item = &'static str> {
     KEYS.iter().filter(move |key| key.section == section).map(|key| key.key)
 }
 
-/// A hint for an unknown key: the known one that is nearly the same, or the section where a key of that name belongs.
+/// A hint for an unknown key: the section where a key of that name belongs, or the known one that is nearly the same.
 pub(super) fn did_you_mean(unknown: &str, known: impl Iterator<Item = &'static str>) -> Option<String> {
     const FAR: usize = 40; // longer than any key, and keeps the comparison short
     if unknown.len() > FAR {
         return None;
     }
-    let near = known.map(|key| (distance(unknown, key), key)).min();
-    if let Some((edits, key)) = near
-        && edits <= 2
-        && edits < key.len().div_ceil(2)
-    {
-        return Some(format!("did you mean `{key}`?"));
+    if let Some(elsewhere) = KEYS.iter().find(|key| key.key == unknown) {
+        return Some(format!("it belongs in [{}]", elsewhere.section));
     }
-    let elsewhere = KEYS.iter().find(|key| key.key == unknown)?;
-    Some(format!("it belongs in [{}]", elsewhere.section))
+    let (edits, key) = known.map(|key| (distance(unknown, key), key)).min()?;
+    (edits <= 2 && edits < key.len().div_ceil(2)).then(|| format!("did you mean `{key}`?"))
 }
 
 /// How many single-character edits lie between two words (Levenshtein).

@@ -39,7 +39,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Config, Vec<Fault>> {
     let mut faults = source.into_faults();
     faults.retain(|fault| !lost && !unread.contains(&fault.line));
     faults.extend(syntax.into_faults());
-    faults.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+    faults.sort_by_key(|fault| (fault.line, fault.column));
     if faults.is_empty() { Ok(config) } else { Err(faults) }
 }
 
