@@ -14,10 +14,11 @@ pub(super) fn capacity(section: &Section<'_>, capacity: &Capacity) {
 
 fn reserve<T: PartialOrd + Display>(section: &Section<'_>, total: (&str, AutoOr<T>), reserved: (&str, T)) {
     let AutoOr::At(there_is) = total.1 else { return };
-    if reserved.1 < there_is {
+    let stated = section.has(reserved.0);
+    if reserved.1 < there_is || (!stated && section.source.is_broken()) {
         return;
     }
-    let (key, by_default) = if section.has(reserved.0) { (reserved.0, "") } else { (total.0, ", the default") };
+    let (key, by_default) = if stated { (reserved.0, "") } else { (total.0, ", the default") };
     let message = format!("leaves nothing: {} is {there_is} and {} is {}{by_default}", total.0, reserved.0, reserved.1);
     section.fault(key, message);
 }

@@ -26,6 +26,11 @@ impl<'a> Source<'a> {
         Self { file, text, faults: RefCell::default(), broken }
     }
 
+    /// Whether what seems absent may only be unreadable.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Keeps a fault at a byte offset of the text.
     pub(super) fn fault(&self, at: usize, key: impl Into<String>, message: impl Into<String>) {
         let (line, column) = self.place(at);
