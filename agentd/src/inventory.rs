@@ -61,11 +61,11 @@ impl Book {
     pub fn set_config(&mut self, config: &Config, host: HostCapacity) {
         let known = &self.known;
         self.ledger.set_caps(caps(config, host), |reference| match known.get(reference) {
-            Some(known) => config.rules_for(reference.as_str(), &known.observed.labels).limits,
-            None => config.rules_for(reference.as_str(), &BTreeMap::new()).limits,
+            Some(known) => config.rules_for(reference.as_str(), &known.observed.labels).matching,
+            None => config.rules_for(reference.as_str(), &BTreeMap::new()).matching,
         });
         for (reference, known) in &self.known {
-            let limits = config.rules_for(reference.as_str(), &known.observed.labels).limits;
+            let limits = config.rules_for(reference.as_str(), &known.observed.labels).matching;
             self.ledger.observe(reference, charge_of(&known.observed, config), &limits);
         }
     }
@@ -93,7 +93,7 @@ impl Book {
             Some(old) if !changed => old.version.clone(),
             _ => self.next_version(),
         };
-        let limits = config.rules_for(reference.as_str(), &observed.labels).limits;
+        let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
         self.ledger.observe(&reference, charge_of(&observed, config), &limits);
         self.known.insert(reference, Known { observed, version, holds, seen: begun, busy });
     }

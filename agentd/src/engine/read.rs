@@ -167,7 +167,7 @@ impl Engine {
             name: name.clone(),
             cpus: size.cpus,
             memory: size.memory,
-            cpu_limit: Some(size.cpu_limit.unwrap_or(Limit::Unlimited)),
+            cpu_limit: size.cpu_limit,
         };
         SizeList { items: settings.config.sizes.iter().map(view).collect() }
     }
