@@ -55,14 +55,12 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Json<T> {
 async fn read(body: Body) -> Result<Vec<u8>, Problem> {
     match tokio::time::timeout(ARRIVAL, Limited::new(body, BODY_BYTES).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes().to_vec()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
-            Code::BodyTooLarge,
-            format!("the body is longer than {} KiB", BODY_BYTES / 1024),
-        )),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Problem::new(Code::BodyTooLarge, format!("the body is longer than {} KiB", BODY_BYTES / 1024)))
+        }
         Ok(Err(error)) => Err(Problem::new(Code::InvalidRequest, format!("the body broke off: {error}"))),
-        Err(_) => Err(Problem::new(
-            Code::RequestTimeout,
-            format!("the body did not arrive within {} s", ARRIVAL.as_secs()),
-        )),
+        Err(_) => {
+            Err(Problem::new(Code::RequestTimeout, format!("the body did not arrive within {} s", ARRIVAL.as_secs())))
+        }
     }
 }
