@@ -43,6 +43,12 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Json<T> {
                 .hint("send the header `Content-Type: application/json`")
                 .into());
         }
+        // serde takes an array for a struct, field by field; on the wire that would be a guess.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(Problem::new(Code::InvalidRequest, "the body must be a JSON object")
+                .hint("GET /v1/openapi.json describes what can be sent")
+                .into());
+        }
         match serde_json::from_slice(&text) {
             Ok(value) => Ok(Json { value, text }),
             Err(error) => Err(Problem::new(Code::InvalidRequest, format!("the body can't be understood: {error}"))
