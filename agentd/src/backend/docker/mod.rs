@@ -14,8 +14,8 @@ mod live_tests;
 mod view;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
@@ -33,6 +33,10 @@ use super::{Backend, BackendError, Look};
 const INSPECTED_AT_ONCE: usize = 16;
 /// The shortest id prefix that serves as a name.
 const SHORTEST_PREFIX: usize = 6;
+/// How long the engine's word on the host's CPUs serves; it changes with CPU hotplug and a restart of the engine at most.
+const HOST_CPUS_SERVE: Duration = Duration::from_secs(600);
+/// When it is asked again where it had no answer, so that an engine that hangs on this alone doesn't hold up each look.
+const HOST_CPUS_RETRY: Duration = Duration::from_secs(60);
 /// What a container is asked to stop with where it names nothing else.
 const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
 
@@ -41,14 +45,14 @@ const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
 pub struct Docker {
     client: Client,
     host: Arc<cgroup::Host>,
-    /// What the engine says the host has; 0 until it was asked.
-    host_cpus: AtomicU32,
+    /// When to ask for the host's CPUs again, and what was answered. Never locked over an await.
+    host_cpus: Mutex<Option<(Instant, Option<Cpus>)>>,
 }
 
 impl Docker {
     /// Connects to nothing yet: the engine may come up later, and go and come back.
     pub fn new(socket: PathBuf) -> Self {
-        Docker { client: Client::new(socket), host: Arc::new(cgroup::Host::new()), host_cpus: AtomicU32::new(0) }
+        Docker { client: Client::new(socket), host: Arc::new(cgroup::Host::new()), host_cpus: Mutex::new(None) }
     }
 
     /// The container that a checked name or id prefix means. Docker would take any prefix, of one character even.
@@ -98,16 +102,21 @@ impl Docker {
 
     /// The host's CPUs as the engine counts them, which is the most that it takes for `--cpus`.
     async fn host_cpus(&self) -> Option<Cpus> {
-        if self.host_cpus.load(Ordering::Relaxed) == 0 {
-            self.ask_host_cpus().await;
+        let known = *self.host_cpus.lock().unwrap_or_else(PoisonError::into_inner);
+        match known {
+            Some((until, cpus)) if Instant::now() < until => cpus,
+            _ => self.ask_host_cpus().await,
         }
-        Some(self.host_cpus.load(Ordering::Relaxed)).filter(|cpus| *cpus > 0).map(Cpus::whole)
     }
 
-    async fn ask_host_cpus(&self) {
-        if let Some(cpus) = self.client.info().await.ok().and_then(|info| u32::try_from(info.ncpu?).ok()) {
-            self.host_cpus.store(cpus, Ordering::Relaxed);
-        }
+    async fn ask_host_cpus(&self) -> Option<Cpus> {
+        let answer = self.client.info().await.ok().and_then(|info| u32::try_from(info.ncpu?).ok());
+        let answer = answer.filter(|cpus| *cpus > 0).map(Cpus::whole);
+        let mut known = self.host_cpus.lock().unwrap_or_else(PoisonError::into_inner);
+        let serves = if answer.is_some() { HOST_CPUS_SERVE } else { HOST_CPUS_RETRY };
+        let cpus = answer.or_else(|| known.and_then(|(_, cpus)| cpus));
+        *known = Some((Instant::now() + serves, cpus));
+        cpus
     }
 
     /// One of a list: `None` where it has vanished since.
