@@ -56,7 +56,10 @@ impl Sum {
     fn charge(self) -> Charge {
         Charge {
             cpus: u64::try_from(self.cpus).map_or(Cpus::MAX, |m| Cpus::from_millis(m).min(Cpus::MAX)),
-            memory: u64::try_from(self.memory).ok().and_then(|b| ByteCount::from_bytes(b).ok()).unwrap_or(ByteCount::MAX),
+            memory: u64::try_from(self.memory)
+                .ok()
+                .and_then(|b| ByteCount::from_bytes(b).ok())
+                .unwrap_or(ByteCount::MAX),
         }
     }
 }
@@ -164,11 +167,17 @@ impl Ledger {
     /// a host over its caps still lets everything shrink.
     pub fn admit(&mut self, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
         self.check(reference, wanted)?;
+        self.reserve(reference, wanted);
+        Ok(())
+    }
+
+    /// Charges what [`Ledger::check`] let pass, or what passes without a check: a limit for what had none. Whoever checks
+    /// and reserves in two calls holds the ledger's lock over both.
+    pub fn reserve(&mut self, reference: &Ref, wanted: Charge) {
         if let Some(entry) = self.entries.get(reference) {
             let in_flight = Some(entry.in_flight.map_or(wanted, |now| now.max(wanted)));
             self.put(reference, Entry { in_flight, ..entry.clone() });
         }
-        Ok(())
     }
 
     /// What [`Ledger::admit`] would answer, charging nothing.
@@ -188,7 +197,8 @@ impl Ledger {
             let allowed = Charge { cpus: cpus.unwrap_or(Cpus::MAX), memory: memory.unwrap_or(ByteCount::MAX) };
             let others_cpus = sum.cpus - u128::from(now.cpus.millis());
             let others_memory = sum.memory - u128::from(now.memory.bytes());
-            let over_cpus = cpus.is_some_and(|c| others_cpus + u128::from(wanted.cpus.millis()) > u128::from(c.millis()));
+            let over_cpus =
+                cpus.is_some_and(|c| others_cpus + u128::from(wanted.cpus.millis()) > u128::from(c.millis()));
             let over_memory =
                 memory.is_some_and(|m| others_memory + u128::from(wanted.memory.bytes()) > u128::from(m.bytes()));
             let resource = if wanted.cpus > now.cpus && over_cpus {
