@@ -154,11 +154,11 @@ fn unlimit_cpus(native: &Native, host_cpus: Option<Cpus>) -> Ability {
     if native.saved_cpus() == Limit::Unlimited || !native.in_nano_form() {
         return Ability::Yes;
     }
-    let same = host_cpus.map_or_else(String::new, |cpus| format!("; {cpus}, all of this host, comes to the same"));
+    let same = host_cpus.map_or_else(String::new, |cpus| format!("; cpus {cpus}, all of this host, comes to the same"));
     Ability::No(
         Code::Unsupported,
         format!(
-            "its limit was made with --cpus, and once Docker took that away no later limit would outlast a start{same}"
+            "it was made with --cpus, and Docker drops every later limit at the next start once that one is gone{same}"
         ),
     )
 }

@@ -110,7 +110,7 @@ fn a_cgroup_that_cannot_be_read_is_said_and_not_guessed() {
 fn limits_that_docker_cannot_take_away_say_so() {
     let shown = observed(&inspected(Status::RUNNING), Some(seen(500, 64 << 20)), Some(Cpus::whole(8))).unwrap();
     assert!(
-        matches!(&shown.cpus.unlimit, Ability::No(Code::Unsupported, why) if why.contains("; 8, all of this host"))
+        matches!(&shown.cpus.unlimit, Ability::No(Code::Unsupported, why) if why.contains("cpus 8, all of this host"))
     );
     assert!(matches!(shown.memory.unlimit, Ability::No(Code::Unsupported, _)));
 
