@@ -2,8 +2,8 @@
 //! Knows nothing about what the program is.
 
 use std::{
-    fs,
-    path::PathBuf,
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -23,11 +23,16 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts `command`, which should have been made by [`Lab::command`]; its output is appended to `NAME.log`.
-    pub(crate) fn start(lab: &Lab, name: &str, mut command: Command) -> Result<Self> {
-        let file = lab.open_log(name)?;
+    pub(crate) fn start(lab: &Lab, name: &str, command: Command) -> Result<Self> {
+        Self::start_logging_to(&lab.log_path(name), name, command)
+    }
+
+    /// Starts `command` with its output appended to a file.
+    pub(crate) fn start_logging_to(log: &Path, name: &str, mut command: Command) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { child, log: lab.log_path(name) })
+        Ok(Self { child, log: log.to_owned() })
     }
 
     /// The process id, as seen from everywhere: the lab has no process namespace of its own.
@@ -65,11 +70,6 @@ impl Daemon {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
-    }
-
-    /// All that it printed, and where it was started again, what was printed before, too.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 

@@ -92,7 +92,13 @@ impl Docker {
         command.arg("--config-file").arg(folder.join("daemon.json"));
         command.arg("--data-root").arg(folder.join("data")).arg("--exec-root").arg(folder.join("exec"));
         command.arg("--pidfile").arg(folder.join("pid")).arg("-H").arg(self.host());
-        command.args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"]);
+        command.args([
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            "--ip-forward=false",
+            "--ip-masq=false",
+        ]);
         command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--live-restore", "--userland-proxy=false"]);
         let mut daemon = Daemon::start(&self.lab, "dockerd", command)?;
         wait_until("dockerd's answer", Duration::from_secs(60), || {

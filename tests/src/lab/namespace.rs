@@ -3,12 +3,9 @@
 
 use std::{
     ffi::CString,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::process::CommandExt,
-    },
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex},
@@ -120,7 +117,7 @@ impl Lab {
         command.env_remove("DOCKER_HOST").env_remove("LIBVIRT_DEFAULT_URI");
         let inner = Arc::clone(&self.inner);
         let enter = move || {
-            inner.join.iter().try_for_each(|procs| join_cgroup(procs))?;
+            inner.join.iter().try_for_each(join_cgroup)?;
             inner.namespaces.iter().try_for_each(|(fd, flag)| setns(fd, *flag))?;
             Ok(())
         };
@@ -141,11 +138,6 @@ impl Lab {
     /// The file below the lab that a program's output goes to.
     pub(crate) fn log_path(&self, program: &str) -> PathBuf {
         self.dir().join("logs").join(format!("{program}.log"))
-    }
-
-    /// A log to append to, for a program that is about to be started.
-    pub(crate) fn open_log(&self, program: &str) -> Result<File> {
-        Ok(OpenOptions::new().create(true).append(true).open(self.log_path(program))?)
     }
 }
 
