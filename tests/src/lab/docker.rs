@@ -79,7 +79,20 @@ impl Docker {
     /// # Errors
     /// The engine was not running.
     pub fn kill(&mut self) -> Result<()> {
-        self.daemon.take().context("dockerd doesn't run")?.kill_hard()
+        self.daemon.take().context("dockerd doesn't run")?.kill_hard()?;
+        // Its containerd dies with it, a moment later. A dockerd started meanwhile would wait for that one in vain, and
+        // so it would where the machine's process number 1 doesn't reap: a zombie counts as running there.
+        let file = self.folder().join("exec/containerd/containerd.pid");
+        if let Ok(pid) = fs::read_to_string(&file) {
+            let stat = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+            wait_until("containerd's end", Duration::from_secs(20), || {
+                let stat = fs::read_to_string(&stat).unwrap_or_default();
+                let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).unwrap_or("Z");
+                Ok(matches!(state, "Z" | "X").then_some(()))
+            })?;
+            let _ = fs::remove_file(file);
+        }
+        Ok(())
     }
 
     /// Starts the engine on the same folders, after [`kill`](Self::kill), and waits until it answers.
