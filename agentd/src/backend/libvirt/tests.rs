@@ -1,0 +1,1 @@
+//! Tests on libvirt's own test driver.
