@@ -36,7 +36,7 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
         let event = reader.read_event().map_err(|error| format!("its definition can't be read: {error}"))?;
         match &event {
             Event::Start(tag) | Event::Empty(tag) => {
-                path.push(String::from_utf8_lossy(tag.local_name().as_ref()).into_owned());
+                path.push(tag.local_name().as_ref().to_owned());
                 match inner(&path).as_str() {
                     "memory" | "currentMemory" => unit = attribute(tag, "unit"),
                     "vcpu" => vcpus = attribute(tag, "current").and_then(|count| count.parse().ok()),
@@ -58,7 +58,6 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                 }
             }
             Event::Text(text) => {
-                let text = String::from_utf8_lossy(text);
                 let text = text.trim();
                 match inner(&path).as_str() {
                     "memory" => found.memory = kib(text, unit.as_deref())?,
@@ -89,7 +88,7 @@ fn inner(path: &[String]) -> String {
 
 fn attribute(tag: &BytesStart<'_>, name: &str) -> Option<String> {
     let attribute = tag.try_get_attribute(name).ok()??;
-    Some(String::from_utf8_lossy(&attribute.value).into_owned())
+    Some(attribute.value.into_owned())
 }
 
 /// PCI and mediated devices reach the guest's memory by themselves, so all of it is pinned; USB and SCSI ones don't.
