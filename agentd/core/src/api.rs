@@ -10,11 +10,12 @@ use crate::instance::{Kind, Observed, Reading, State};
 use crate::ledger::Charge;
 use crate::operation::{Operation, Outcome, StepState, Who};
 use crate::plan::Aim;
-use crate::units::{Amount, ByteCount, Cpus, Limit};
+use crate::units::{Amount, ByteCount, Cpus, Limit, Quantity};
 
 /// A field of an instance in its five values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity"))]
 pub struct FieldView<T> {
     /// The backend's present target.
     pub accepted: Option<Limit<T>>,
@@ -226,13 +227,14 @@ pub struct StartRequest {
 }
 
 /// Tells `null` (no limit) from an absent field.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Limit<T>>, D::Error> {
+fn present<'de, D: Deserializer<'de>, T: Quantity>(deserializer: D) -> Result<Option<Limit<T>>, D::Error> {
     Ok(Some(Option::<Limit<T>>::deserialize(deserializer)?.unwrap_or(Limit::Unlimited)))
 }
 
 /// What became of one field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity"))]
 pub struct ChangeOf<T> {
     /// What was accepted before.
     pub before: Option<Limit<T>>,
@@ -375,6 +377,7 @@ pub struct OperationList {
 /// One dimension of the host's capacity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity"))]
 pub struct CapacityOf<T> {
     /// What the host has, or the config says it has.
     pub total: T,
@@ -450,11 +453,11 @@ pub struct SizeView {
     /// Its name.
     pub name: String,
     /// vCPUs, or the CPU limit.
-    pub cpus: Option<Limit<Cpus>>,
+    pub cpus: Option<Cpus>,
     /// Memory.
-    pub memory: Option<Limit<ByteCount>>,
+    pub memory: Option<ByteCount>,
     /// CPU-time cap of a whole VM.
-    pub cpu_limit: Option<Limit<Cpus>>,
+    pub cpu_limit: Limit<Cpus>,
 }
 
 /// The sizes of the config file.

@@ -164,11 +164,17 @@ impl Ledger {
     /// a host over its caps still lets everything shrink.
     pub fn admit(&mut self, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
         self.check(reference, wanted)?;
+        self.reserve(reference, wanted);
+        Ok(())
+    }
+
+    /// Charges what [`Ledger::check`] let pass, or what passes without a check: a limit for what had none. Whoever checks
+    /// and reserves in two calls holds the ledger's lock over both.
+    pub fn reserve(&mut self, reference: &Ref, wanted: Charge) {
         if let Some(entry) = self.entries.get(reference) {
             let in_flight = Some(entry.in_flight.map_or(wanted, |now| now.max(wanted)));
             self.put(reference, Entry { in_flight, ..entry.clone() });
         }
-        Ok(())
     }
 
     /// What [`Ledger::admit`] would answer, charging nothing.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Problem};
 use crate::instance::{Observed, Ref, State};
-use crate::plan::{Plan, Step, Targets, Verb};
+use crate::plan::{Plan, Standing, Step, Targets, Verb};
 
 /// Where a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +229,37 @@ impl Operation {
     pub fn fail(&mut self, outcome: Outcome, problem: &Problem) {
         self.outcome = outcome;
         self.problem = Some((problem.code, problem.detail.clone()));
+    }
+
+    /// Ends an operation whose outcome was unknown by what is seen now; `None` where its instance is gone. A verb is
+    /// settled by the state that is seen, never by doing it again.
+    pub fn settle_unknown(&mut self, observed: Option<&Observed>) {
+        let reference = &self.reference;
+        let Some(observed) = observed else {
+            self.outcome = if self.verb == Verb::Stop { Outcome::Changed } else { Outcome::Abandoned };
+            return;
+        };
+        let rebooted = self.identity.boot.is_some() && self.identity.boot != observed.boot;
+        if observed.id != self.identity.id || (self.verb == Verb::Resize && rebooted) {
+            self.outcome = Outcome::Abandoned;
+            return;
+        }
+        let up = observed.state.is_up();
+        self.outcome = match self.verb {
+            Verb::Start => if up { Outcome::Changed } else { Outcome::RolledBack },
+            Verb::Stop => if up { Outcome::RolledBack } else { Outcome::Changed },
+            Verb::Resize => match self.targets.standing(observed) {
+                Standing::Asked => Outcome::Changed,
+                Standing::Before => Outcome::RolledBack,
+                Standing::Between => {
+                    let detail = format!(
+                        "a call to the backend of {reference} ended after its time and left the change half done"
+                    );
+                    self.problem = Some((Code::Partial, detail));
+                    Outcome::Partial
+                }
+            },
+        };
     }
 
     /// Says in words how a stop went; nothing for other verbs.

@@ -1,20 +1,46 @@
 //! OpenAPI schemas of the units, which derive can't write: they are numbers on the wire.
+//!
+//! `ComposeSchema` is what utoipa's derive asks of the parameters of a generic type (`FieldView<Cpus>`), and the blanket
+//! impls of `PartialSchema` and `ToSchema` stand on it; it is hidden in utoipa's documents (seen in 6.0).
 
 use std::borrow::Cow;
 
+use utoipa::__dev::ComposeSchema;
+use utoipa::ToSchema;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
 
 use crate::units::{Amount, ByteCount, Cpus, Limit};
 
-impl PartialSchema for Cpus {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::Number)
-            .minimum(Some(0))
-            .description(Some("CPUs, exact to thousandths"))
-            .into()
+type Composed = Vec<RefOr<Schema>>;
+
+impl ComposeSchema for Cpus {
+    fn compose(_: Composed) -> RefOr<Schema> {
+        let builder = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0));
+        builder.description(Some("CPUs, exact to thousandths")).into()
+    }
+}
+
+impl ComposeSchema for ByteCount {
+    fn compose(_: Composed) -> RefOr<Schema> {
+        let format = SchemaFormat::KnownFormat(KnownFormat::Int64);
+        let builder = ObjectBuilder::new().schema_type(Type::Integer).format(Some(format)).minimum(Some(0));
+        builder.description(Some("bytes")).into()
+    }
+}
+
+impl<T: ComposeSchema> ComposeSchema for Limit<T> {
+    fn compose(_: Composed) -> RefOr<Schema> {
+        let none = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["none"]));
+        OneOfBuilder::new().item(T::compose(Vec::new())).item(none).into()
+    }
+}
+
+impl<T: ComposeSchema> ComposeSchema for Amount<T> {
+    fn compose(_: Composed) -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String);
+        let text = text.description(Some("with a unit, or relative with a leading + or -"));
+        OneOfBuilder::new().item(T::compose(Vec::new())).item(text).into()
     }
 }
 
@@ -24,46 +50,19 @@ impl ToSchema for Cpus {
     }
 }
 
-impl PartialSchema for ByteCount {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::Integer)
-            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
-            .minimum(Some(0))
-            .description(Some("bytes"))
-            .into()
-    }
-}
-
 impl ToSchema for ByteCount {
     fn name() -> Cow<'static, str> {
         "ByteCount".into()
     }
 }
 
-impl<T: PartialSchema> PartialSchema for Limit<T> {
-    fn schema() -> RefOr<Schema> {
-        let none = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["none"]));
-        OneOfBuilder::new().item(T::schema()).item(none).into()
-    }
-}
-
-impl<T: ToSchema> ToSchema for Limit<T> {
+impl<T: ToSchema + ComposeSchema> ToSchema for Limit<T> {
     fn name() -> Cow<'static, str> {
         format!("Limit_{}", T::name()).into()
     }
 }
 
-impl<T: PartialSchema> PartialSchema for Amount<T> {
-    fn schema() -> RefOr<Schema> {
-        let text = ObjectBuilder::new()
-            .schema_type(Type::String)
-            .description(Some("with a unit, or relative with a leading + or -"));
-        OneOfBuilder::new().item(T::schema()).item(text).into()
-    }
-}
-
-impl<T: ToSchema> ToSchema for Amount<T> {
+impl<T: ToSchema + ComposeSchema> ToSchema for Amount<T> {
     fn name() -> Cow<'static, str> {
         format!("Amount_{}", T::name()).into()
     }

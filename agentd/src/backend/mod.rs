@@ -100,4 +100,9 @@ pub trait Backend: Send + Sync {
     /// (boot is not compared for what concerns the saved form or for a start). Returns once the engine has accepted;
     /// what came of it is for `observe`.
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError>;
+
+    /// Whether a call that changes this instance is still under way, one that ran into its deadline included.
+    fn is_under_way(&self, _target: &Ref) -> bool {
+        false
+    }
 }

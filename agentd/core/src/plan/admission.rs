@@ -99,7 +99,7 @@ pub(super) fn refusal(inputs: &Inputs<'_>, refused: &Refused, wanted: Charge) ->
         Resource::Cpus => {
             let reading = &inputs.observed.cpus;
             resource = "CPUs";
-            let most = [reading.ceiling, inputs.rules.max_cpus].into_iter().flatten().min().unwrap_or(Cpus::MAX);
+            let most = [reading.ceiling, inputs.rules.max_cpus.map(|bound| bound.value)].into_iter().flatten().min().unwrap_or(Cpus::MAX);
             let largest_cpus = most.min(round_down_cpus(refused.largest.cpus, reading.grain));
             (allowed, committed) = (refused.allowed.cpus.to_string(), refused.committed.cpus.to_string());
             more = wanted.cpus.saturating_sub(refused.now.cpus).to_string();
@@ -126,7 +126,7 @@ pub(super) fn refusal(inputs: &Inputs<'_>, refused: &Refused, wanted: Charge) ->
             resource = "of memory";
             let overhead = if vm { capacity.vm_overhead } else { ByteCount::ZERO };
             let room = refused.largest.memory.saturating_sub(overhead).round_down_to(reading.grain);
-            let most = [reading.ceiling, inputs.rules.max_memory].into_iter().flatten().min().unwrap_or(ByteCount::MAX);
+            let most = [reading.ceiling, inputs.rules.max_memory.map(|bound| bound.value)].into_iter().flatten().min().unwrap_or(ByteCount::MAX);
             let largest_memory = most.min(room);
             (allowed, committed) = (refused.allowed.memory.to_string(), refused.committed.memory.to_string());
             more = wanted.memory.saturating_sub(refused.now.memory).to_string();
@@ -157,7 +157,7 @@ pub(super) fn refusal(inputs: &Inputs<'_>, refused: &Refused, wanted: Charge) ->
                 Resource::Memory => "total_memory",
             };
             let pattern = inputs.config.limits.get(place).map_or_else(String::new, |limit| limit.pattern.to_string());
-            numbers.config_key = Some(format!("limit[{place}].{key}"));
+            numbers.config_key = Some(Config::limit_key(place, key));
             (format!("the limit on {pattern:?}"), format!("[[limit]] {key}"))
         }
     };

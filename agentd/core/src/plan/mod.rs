@@ -22,7 +22,7 @@ pub use words::describe;
 use crate::api::Hold;
 use crate::config::{Config, Rules};
 use crate::error::{Code, Problem};
-use crate::instance::{Field, Observed, Ref};
+use crate::instance::{Field, Observed, Reading, Ref};
 use crate::ledger::{Charge, Ledger};
 use crate::operation::Identity;
 use crate::units::{ByteCount, Cpus, Limit};
@@ -159,8 +159,10 @@ pub struct Step {
 /// The value of one field before, and the value asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aim<T> {
-    /// Before.
+    /// Before: of what runs where that is changed, else of what is saved.
     pub before: Option<Limit<T>>,
+    /// What was saved before.
+    pub saved_before: Option<Limit<T>>,
     /// Asked for, absolute and in the backend's grain.
     pub requested: Limit<T>,
     /// Whether what runs is to have it.
@@ -185,6 +187,41 @@ pub struct Targets {
     pub cpu_limit: Option<Aim<Cpus>>,
     /// Memory.
     pub memory: Option<Aim<ByteCount>>,
+}
+
+/// How what is observed stands to what a change aimed at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Every field has what was asked for.
+    Asked,
+    /// Every field has what it had before.
+    Before,
+    /// Some have, some haven't.
+    Between,
+}
+
+impl Targets {
+    /// Compares the aims with what is accepted and saved now.
+    pub fn standing(&self, observed: &Observed) -> Standing {
+        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>, asked: &mut bool, before: &mut bool) {
+            let Some(aim) = aim else { return };
+            let values = [aim.live.then_some(reading.accepted), aim.saved.then_some(reading.persistent)];
+            for value in values.into_iter().flatten() {
+                *asked &= value == Some(aim.requested);
+            }
+            *before &= !aim.live || reading.accepted == aim.before;
+            *before &= !aim.saved || reading.persistent == aim.saved_before;
+        }
+        let (mut asked, mut before) = (true, true);
+        one(self.cpus, &observed.cpus, &mut asked, &mut before);
+        one(self.cpu_limit, &observed.cpu_limit, &mut asked, &mut before);
+        one(self.memory, &observed.memory, &mut asked, &mut before);
+        match (asked, before) {
+            (true, _) => Standing::Asked,
+            (false, true) => Standing::Before,
+            (false, false) => Standing::Between,
+        }
+    }
 }
 
 /// What will be done, so specific that the executor chooses nothing.

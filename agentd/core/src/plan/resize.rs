@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use super::{Action, Aim, Inputs, Plan, Scope, Settle, Step, Targets, UndoClass, Values, Verb, admission, describe};
 use crate::api::{Apply, ResizeRequest, Restart};
-use crate::config::Shrink;
+use crate::config::{Bound, Config, Shrink};
 use crate::error::{Code, Numbers, Problem};
 use crate::instance::{Ability, Field, Kind, Observed, Reading, Saved, State, Usage};
 use crate::ledger::Charge;
@@ -39,7 +39,7 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
         check_shrink(inputs, aim)?;
     }
     plan.charge = admit(inputs, &needed)?;
-    check_ceilings(inputs, &needed)?;
+    check_ceilings(inputs, &targets, &needed)?;
     plan.steps = steps(inputs, &needed, place);
     Ok(plan)
 }
@@ -83,19 +83,15 @@ fn wanted(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Wanted, Proble
             .hint("`ctl sizes` shows those that there are"));
     };
     let vm = inputs.observed.reference.kind() == Kind::Vm;
-    let to = |limit: Limit<Cpus>| match limit {
-        Limit::At(value) => Limit::At(Amount::To(value)),
-        Limit::Unlimited => Limit::Unlimited,
-    };
-    let memory = |limit: Limit<ByteCount>| match limit {
-        Limit::At(value) => Limit::At(Amount::To(value)),
-        Limit::Unlimited => Limit::Unlimited,
-    };
-    // An absent cpu_limit is none; an instance that has no cpu_limit at all is not asked for one.
-    let cpu_limit = size.cpu_limit.unwrap_or(Limit::Unlimited);
+    // A size without cpu_limit means none; an instance that can't have one is not asked for it.
+    let cpu_limit = size.cpu_limit;
     let has_none = matches!(inputs.observed.cpu_limit.live, Ability::No(Code::Unsupported, _));
-    let cpu_limit = if vm && !(cpu_limit == Limit::Unlimited && has_none) { Some(to(cpu_limit)) } else { None };
-    Ok(Wanted { cpus: size.cpus.map(to), cpu_limit, memory: size.memory.map(memory) })
+    let cpu_limit = if vm && !(cpu_limit == Limit::Unlimited && has_none) { Some(cpu_limit.map(Amount::To)) } else { None };
+    Ok(Wanted {
+        cpus: size.cpus.map(|cpus| Limit::At(Amount::To(cpus))),
+        cpu_limit,
+        memory: size.memory.map(|memory| Limit::At(Amount::To(memory))),
+    })
 }
 
 /// To where the change goes.
@@ -150,6 +146,7 @@ trait Quantity: Copy + Ord + Display {
     fn plus(self, other: Self) -> Option<Self>;
     fn minus(self, other: Self) -> Option<Self>;
     fn round_up(self, grain: Self) -> Option<Self>;
+    fn is_whole(self) -> bool;
     fn number(self) -> Option<serde_json::Number>;
 }
 
@@ -164,6 +161,9 @@ impl Quantity for Cpus {
     /// CPUs are never rounded: asking for 1.5 vCPUs is a mistake, not a wish for 2.
     fn round_up(self, _grain: Self) -> Option<Self> {
         Some(self)
+    }
+    fn is_whole(self) -> bool {
+        Cpus::is_whole(self)
     }
     fn number(self) -> Option<serde_json::Number> {
         admission::cpus_number(self)
@@ -180,6 +180,9 @@ impl Quantity for ByteCount {
     }
     fn round_up(self, grain: Self) -> Option<Self> {
         self.round_up_to(grain)
+    }
+    fn is_whole(self) -> bool {
+        true
     }
     fn number(self) -> Option<serde_json::Number> {
         admission::bytes_number(self)
@@ -230,7 +233,7 @@ fn aim<T: Quantity>(
                 .hint(format!("the least is {}; `none` takes a limit away where there is one", reading.least)));
         }
         Limit::At(value) => {
-            if vm && field == Field::Cpus && !is_whole(value, reading.grain) {
+            if vm && field == Field::Cpus && !value.is_whole() {
                 return Err(invalid(format!("{reference} is a VM: its cpus are whole vCPUs, not {value}"))
                     .hint("cap its CPU time in fractions with cpu_limit"));
             }
@@ -252,16 +255,11 @@ fn aim<T: Quantity>(
             Limit::At(rounded)
         }
     };
-    Ok(Some(Aim { before, requested, live: place.live, saved: place.saved }))
+    Ok(Some(Aim { before, saved_before: reading.persistent, requested, live: place.live, saved: place.saved }))
 }
 
 fn base_text<T: Display>(before: Option<Limit<T>>) -> String {
     before.map_or_else(|| "unknown".into(), |value| value.to_string())
-}
-
-fn is_whole<T: Quantity>(value: T, grain: T) -> bool {
-    // The grain of vCPUs is one; a value is whole where taking its last whole step away and back changes nothing.
-    value.number().is_some_and(|n| n.is_u64()) || grain == T::ZERO
 }
 
 /// The values that have to be set, live and saved.
@@ -369,11 +367,11 @@ fn able<T: Copy + PartialEq>(
 fn check_bounds(inputs: &Inputs<'_>, targets: &Targets) -> Result<(), Problem> {
     let rules = inputs.rules;
     if let Some(aim) = &targets.cpus {
-        at_most(inputs, "cpus", aim, rules.max_cpus, "[[limit]] max_cpus")?;
+        bound(inputs, "cpus", aim, rules.max_cpus, "max_cpus")?;
     }
     if let Some(aim) = &targets.memory {
-        at_most(inputs, "memory", aim, rules.max_memory, "[[limit]] max_memory")?;
-        if let (Some(least), Limit::At(value)) = (rules.min_memory, aim.requested)
+        bound(inputs, "memory", aim, rules.max_memory, "max_memory")?;
+        if let (Some(Bound { value: least, rule }), Limit::At(value)) = (rules.min_memory, aim.requested)
             && value < least
             && aim.before.is_none_or(|before| before.at().is_none_or(|before| value < before))
         {
@@ -381,7 +379,7 @@ fn check_bounds(inputs: &Inputs<'_>, targets: &Targets) -> Result<(), Problem> {
                 resource: Some("memory".into()),
                 requested: value.number(),
                 smallest_feasible: least.number(),
-                config_key: Some("limit.min_memory".into()),
+                config_key: Some(Config::limit_key(rule, "min_memory")),
                 ..Numbers::default()
             };
             return Err(Problem::new(
@@ -395,14 +393,26 @@ fn check_bounds(inputs: &Inputs<'_>, targets: &Targets) -> Result<(), Problem> {
     Ok(())
 }
 
+fn bound<T: Quantity>(
+    inputs: &Inputs<'_>,
+    field: &str,
+    aim: &Aim<T>,
+    most: Option<Bound<T>>,
+    key: &str,
+) -> Result<(), Problem> {
+    let Some(most) = most else { return Ok(()) };
+    at_most(inputs, field, aim, most.value, &format!("[[limit]] {key}"), Config::limit_key(most.rule, key))
+}
+
 fn at_most<T: Quantity>(
     inputs: &Inputs<'_>,
     field: &str,
     aim: &Aim<T>,
-    most: Option<T>,
+    most: T,
     key: &str,
+    config_key: String,
 ) -> Result<(), Problem> {
-    let (Some(most), Limit::At(value)) = (most, aim.requested) else { return Ok(()) };
+    let Limit::At(value) = aim.requested else { return Ok(()) };
     let grows = aim.before.is_none_or(|before| before.at().is_some_and(|before| value > before));
     if value <= most || !grows {
         return Ok(());
@@ -412,7 +422,7 @@ fn at_most<T: Quantity>(
         allowed: most.number(),
         requested: value.number(),
         largest_feasible: most.number(),
-        config_key: Some(key.replace("[[limit]] ", "limit.").replace("[scaling] ", "scaling.")),
+        config_key: Some(config_key),
         ..Numbers::default()
     };
     Err(Problem::new(
@@ -496,24 +506,24 @@ fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Problem> {
 }
 
 /// `[scaling]`, the host's own size, and what the instance can reach.
-fn check_ceilings(inputs: &Inputs<'_>, needed: &Needed) -> Result<(), Problem> {
+fn check_ceilings(inputs: &Inputs<'_>, targets: &Targets, needed: &Needed) -> Result<(), Problem> {
     let observed = inputs.observed;
     let scaling = &inputs.config.scaling;
-    let scaling_cpus = scaling.max_cpus.unwrap_or(inputs.host.cpus);
-    let scaling_memory = scaling.max_memory.unwrap_or(inputs.host.memory);
-    if let (Some(_), Some(aim)) = (needed.live.cpus, inputs_aim(needed.live.cpus, &observed.cpus)) {
-        at_most(inputs, "cpus", &aim, Some(scaling_cpus), "[scaling] max_cpus")?;
+    if let Some(aim) = &targets.cpus
+        && needed.live.cpus.is_some()
+    {
+        let most = scaling.max_cpus.or_host(inputs.host.cpus);
+        at_most(inputs, "cpus", aim, most, "[scaling] max_cpus", "scaling.max_cpus".into())?;
     }
-    if let (Some(_), Some(aim)) = (needed.live.memory, inputs_aim(needed.live.memory, &observed.memory)) {
-        at_most(inputs, "memory", &aim, Some(scaling_memory), "[scaling] max_memory")?;
+    if let Some(aim) = &targets.memory
+        && needed.live.memory.is_some()
+    {
+        let most = scaling.max_memory.or_host(inputs.host.memory);
+        at_most(inputs, "memory", aim, most, "[scaling] max_memory", "scaling.max_memory".into())?;
     }
     ceiling(observed, "cpus", &observed.cpus, needed.live.cpus, needed.saved.cpus)?;
     ceiling(observed, "cpu_limit", &observed.cpu_limit, needed.live.cpu_limit, needed.saved.cpu_limit)?;
     ceiling(observed, "memory", &observed.memory, needed.live.memory, needed.saved.memory)
-}
-
-fn inputs_aim<T: Copy>(value: Option<Limit<T>>, reading: &Reading<T>) -> Option<Aim<T>> {
-    value.map(|requested| Aim { before: reading.accepted, requested, live: true, saved: false })
 }
 
 fn ceiling<T: Quantity>(

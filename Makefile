@@ -1,0 +1,87 @@
+# Every target installs what it lacks (packaging/setup.sh, from the distribution's packages), so that each works on a bare
+# machine with Rust.
+
+SHELL = /bin/bash
+.SHELLFLAGS = -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL = help
+
+# CARGO_TARGET_DIR is cargo's own variable: what cargo builds into, we look into.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+# Helpers of `deb`, `rpm` and `deny`, built once, kept out of ~/.cargo. Versions are pinned: a helper that changes its mind
+# changes the package.
+TOOLS = $(TARGET)/tools
+CARGO_DEB_VERSION = 3.8.0
+CARGO_GENERATE_RPM_VERSION = 0.21.1
+CARGO_DENY_VERSION = 0.20.2
+
+PREFIX = /usr
+DESTDIR =
+
+.PHONY: help setup build release check test demo bench deny deb rpm install clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## What a build needs from the distribution
+	packaging/setup.sh demo
+
+build: setup ## agentd and ctl, for development
+	cargo build -p agentd -p ctl
+
+release: setup ## agentd and ctl, as they are packaged
+	cargo build --release -p agentd -p ctl
+
+check: setup ## Formatting, lints, unit tests: before every commit
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features agentd/fake -- -D warnings
+	cargo test --workspace --lib --bins --features agentd/fake
+
+# The end-to-end tests run the binaries, which `cargo test` does not build for another crate. The whole workspace, so that
+# both commands see the same features and nothing is built twice.
+test: ## Everything, on real engines
+	packaging/setup.sh test
+	cargo build --workspace --features agentd/fake
+	cargo test --workspace --features agentd/fake
+
+demo: ## The tour, in about a minute once built: nothing of the machine is changed
+	packaging/demo.sh
+
+bench: ## The figures
+	packaging/setup.sh test
+	cargo build --release -p agentd -p ctl
+	cargo run --release -p agentd-tests --bin bench
+
+deny: $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## Licences, bans and sources of the dependencies
+	$(TOOLS)/bin/cargo-deny check licenses bans sources
+
+deb: release $(TOOLS)/cargo-deb-$(CARGO_DEB_VERSION) ## Debian package
+	packaging/check-symbols.sh $(TARGET)/release/agentd $(TARGET)/release/ctl
+	$(TOOLS)/bin/cargo-deb -p agentd --no-build --no-strip --locked
+
+rpm: release $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM_VERSION) ## RPM package
+	packaging/check-symbols.sh $(TARGET)/release/agentd $(TARGET)/release/ctl
+	$(TOOLS)/bin/cargo-generate-rpm -p agentd
+	@ls $(TARGET)/generate-rpm/*.rpm
+
+# Builds nothing, so that `make release && sudo make install` leaves no files of root's behind. Keeps a config that is there.
+install: ## Into DESTDIR, what `make release` has built
+	install -D -m 755 $(TARGET)/release/agentd $(DESTDIR)$(PREFIX)/sbin/agentd
+	install -D -m 755 $(TARGET)/release/ctl $(DESTDIR)$(PREFIX)/bin/ctl
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/agentd.service systemd/agentd.socket
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d sysusers.d/agentd.conf
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/agentd README.md ARCHITECTURE.md CHANGELOG.md LICENSE
+	[ -e $(DESTDIR)/etc/agentd/agentd.toml ] || install -D -m 644 packaging/agentd.toml $(DESTDIR)/etc/agentd/agentd.toml
+
+clean: ## What cargo built
+	cargo clean
+
+# $(call tool,CRATE,VERSION): a stamp with the version, so that a new pin installs again.
+define tool
+$(TOOLS)/$(1)-$(2):
+	cargo install --locked --root $(TOOLS) --version $(2) $(1)
+	touch $$@
+endef
+$(eval $(call tool,cargo-deb,$(CARGO_DEB_VERSION)))
+$(eval $(call tool,cargo-generate-rpm,$(CARGO_GENERATE_RPM_VERSION)))
+$(eval $(call tool,cargo-deny,$(CARGO_DENY_VERSION)))

@@ -1,0 +1,329 @@
+//! A whole engine in memory, behind the same trait, with faults that can be switched on: the daemon runs complete without
+//! a hypervisor, and every failure that a real engine can't be made to have can be had here. Compiled for tests only.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentd_core::error::Code;
+use agentd_core::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::operation::Identity;
+use agentd_core::plan::{Action, Scope, Values};
+use agentd_core::units::{ByteCount, Cpus, Limit};
+use async_trait::async_trait;
+use serde::Deserialize;
+
+use super::{Backend, BackendError, Look};
+
+/// What a faulty call does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Fails and does nothing.
+    Fail,
+    /// Fails after having done it.
+    FailAfter,
+    /// Reports success and does nothing.
+    Lie,
+    /// The engine is gone: nothing is done.
+    Unavailable,
+    /// Does not return within the deadline; it is never done.
+    Hang,
+    /// Does not return within the deadline; it is done all the same.
+    HangAfter,
+    /// The guest takes its time: accepted, observed only when [`Fake::settle`] says so.
+    GuestLate,
+}
+
+/// Which call is faulty: the `nth` apply (from 0) on the instance, counted over its life, undos included.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultAt {
+    /// On which instance, `vm/web`.
+    pub instance: Ref,
+    /// On which of its applies.
+    pub nth: usize,
+    /// What happens there.
+    pub fault: Fault,
+}
+
+/// One instance of the fake.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FakeInstance {
+    /// Its name.
+    pub name: String,
+    /// vCPUs, live and saved.
+    pub cpus: Cpus,
+    /// Memory, live and saved.
+    pub memory: ByteCount,
+    /// The most vCPUs.
+    pub max_cpus: Cpus,
+    /// The most memory.
+    pub max_memory: ByteCount,
+    /// What is in use inside; unknown where absent.
+    #[serde(default)]
+    pub used: Option<ByteCount>,
+    /// A guest without a balloon driver.
+    #[serde(default)]
+    pub silent: bool,
+    /// Whether it runs.
+    #[serde(default)]
+    pub stopped: bool,
+    /// Ignores a graceful stop.
+    #[serde(default)]
+    pub stubborn: bool,
+}
+
+/// A fake engine as a file describes it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FakeSpec {
+    /// The instances.
+    pub instances: Vec<FakeInstance>,
+    /// The faults.
+    pub faults: Vec<FaultAt>,
+    /// How long each apply takes, in milliseconds.
+    pub delay_ms: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Machine {
+    spec: FakeInstance,
+    state: State,
+    boot: u64,
+    live: Held,
+    observed: Held,
+    saved: Held,
+    applies: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Held {
+    cpus: Limit<Cpus>,
+    cpu_limit: Limit<Cpus>,
+    memory: Limit<ByteCount>,
+}
+
+impl Held {
+    fn set(&mut self, values: &Values) {
+        self.cpus = values.cpus.unwrap_or(self.cpus);
+        self.cpu_limit = values.cpu_limit.unwrap_or(self.cpu_limit);
+        self.memory = values.memory.unwrap_or(self.memory);
+    }
+}
+
+/// The fake engine; it has VMs.
+#[derive(Debug)]
+pub struct Fake {
+    machines: Mutex<BTreeMap<String, Machine>>,
+    faults: Vec<FaultAt>,
+    delay: Duration,
+    /// How long a hanging call keeps its caller before the deadline ends it.
+    pub deadline: Duration,
+}
+
+impl Fake {
+    /// A fake engine from its description.
+    pub fn new(spec: FakeSpec) -> Self {
+        let machine = |spec: FakeInstance| {
+            let held = Held {
+                cpus: Limit::At(spec.cpus),
+                cpu_limit: Limit::Unlimited,
+                memory: Limit::At(spec.memory),
+            };
+            let mut observed = held;
+            if spec.silent {
+                observed.memory = Limit::At(spec.max_memory);
+            }
+            let state = if spec.stopped { State::Stopped } else { State::Running };
+            (spec.name.clone(), Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0 })
+        };
+        Fake {
+            machines: Mutex::new(spec.instances.into_iter().map(machine).collect()),
+            faults: spec.faults,
+            delay: Duration::from_millis(spec.delay_ms),
+            deadline: Duration::from_millis(200),
+        }
+    }
+
+    /// Lets every late guest obey.
+    pub fn settle(&self) {
+        for machine in self.machines().values_mut() {
+            machine.observed = machine.live;
+        }
+    }
+
+    /// Changes what runs behind the daemon's back.
+    pub fn meddle(&self, name: &str, values: &Values) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.live.set(values);
+            machine.observed.set(values);
+        }
+    }
+
+    fn machines(&self) -> MutexGuard<'_, BTreeMap<String, Machine>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fault(&self, target: &Ref, nth: usize) -> Option<Fault> {
+        self.faults.iter().find(|at| at.instance == *target && at.nth == nth).map(|at| at.fault)
+    }
+
+    /// Does what an apply does, where its instance is the one that is meant. `late` keeps what is observed as it was.
+    fn act(&self, target: &Ref, identity: &Identity, action: &Action, late: bool) -> Result<(), BackendError> {
+        let mut machines = self.machines();
+        let machine = find(&mut machines, target.name())?;
+        if identity.id != id(&machine.spec.name) {
+            return Err(BackendError::NotFound("another instance has that name now".into()));
+        }
+        match action {
+            Action::Set { scope, values } | Action::Restore { scope, values, .. } => {
+                if *scope != Scope::Live {
+                    machine.saved.set(values);
+                }
+                if *scope != Scope::Saved {
+                    if machine.state != State::Running {
+                        return Err(BackendError::InvalidState("it doesn't run".into()));
+                    }
+                    machine.live.set(values);
+                    if !late {
+                        let memory = machine.observed.memory;
+                        machine.observed.set(values);
+                        if machine.spec.silent {
+                            machine.observed.memory = memory;
+                        }
+                    }
+                }
+            }
+            Action::Start if machine.state == State::Stopped => {
+                machine.state = State::Running;
+                machine.boot += 1;
+                machine.live = machine.saved;
+                machine.observed = machine.saved;
+            }
+            Action::Start => return Err(BackendError::InvalidState("it runs already".into())),
+            Action::Shutdown if machine.spec.stubborn => {}
+            Action::Shutdown | Action::Kill => machine.state = State::Stopped,
+        }
+        Ok(())
+    }
+}
+
+fn id(name: &str) -> String {
+    format!("fake-{name}")
+}
+
+fn find<'a>(machines: &'a mut BTreeMap<String, Machine>, name: &str) -> Result<&'a mut Machine, BackendError> {
+    machines.get_mut(name).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
+}
+
+fn observe(machine: &Machine) -> Option<Observed> {
+    let up = machine.state.is_up();
+    let spec = &machine.spec;
+    let unlimit = Ability::No(Code::InvalidRequest, "a VM has a number of them".into());
+    let reading = |live: Limit<Cpus>, seen: Limit<Cpus>, saved: Limit<Cpus>| Reading {
+        accepted: up.then_some(live),
+        observed: up.then_some(seen),
+        confirmed: None,
+        persistent: Some(saved),
+        ceiling: None,
+        saved_ceiling: None,
+        grain: Cpus::from_millis(1),
+        least: Cpus::from_millis(10),
+        live: Ability::Yes,
+        unlimit: Ability::Yes,
+    };
+    Some(Observed {
+        reference: Ref::new(Kind::Vm, &spec.name).ok()?,
+        id: id(&spec.name),
+        boot: up.then(|| machine.boot.to_string()),
+        state: machine.state,
+        saved: Saved::Apart,
+        cpus: Reading {
+            ceiling: Some(spec.max_cpus),
+            saved_ceiling: Some(spec.max_cpus),
+            grain: Cpus::whole(1),
+            least: Cpus::whole(1),
+            unlimit: unlimit.clone(),
+            ..reading(machine.live.cpus, machine.observed.cpus, machine.saved.cpus)
+        },
+        cpu_limit: reading(machine.live.cpu_limit, machine.observed.cpu_limit, machine.saved.cpu_limit),
+        memory: Reading {
+            accepted: up.then_some(machine.live.memory),
+            observed: up.then_some(machine.observed.memory),
+            confirmed: (up && !spec.silent).then_some(machine.observed.memory),
+            persistent: Some(machine.saved.memory),
+            ceiling: Some(spec.max_memory),
+            saved_ceiling: Some(spec.max_memory),
+            grain: ByteCount::mib(1),
+            least: ByteCount::mib(1),
+            live: Ability::Yes,
+            unlimit,
+        },
+        used: match spec.used {
+            _ if spec.silent => Usage::Silent,
+            Some(used) => Usage::Known(used),
+            None => Usage::Unknown,
+        },
+        demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
+        labels: BTreeMap::new(),
+        notes: Vec::new(),
+        unchangeable: None,
+        native: serde_json::Value::Null,
+    })
+}
+
+#[async_trait]
+impl Backend for Fake {
+    fn kind(&self) -> Kind {
+        Kind::Vm
+    }
+
+    fn name(&self) -> String {
+        "the fake engine".into()
+    }
+
+    async fn health(&self) -> Result<String, BackendError> {
+        Ok("fake".into())
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, BackendError> {
+        Ok(self.machines().values().filter_map(observe).collect())
+    }
+
+    async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {
+        let mut machines = self.machines();
+        let machine = find(&mut machines, name)?;
+        observe(machine).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
+    }
+
+    async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
+        let nth = {
+            let mut machines = self.machines();
+            let machine = find(&mut machines, target.name())?;
+            machine.applies += 1;
+            machine.applies - 1
+        };
+        if self.delay > Duration::ZERO {
+            tokio::time::sleep(self.delay).await;
+        }
+        let failed = || BackendError::Failed("the fake engine was told to fail".into());
+        let hung = || BackendError::Timeout("the fake engine did not answer in time".into());
+        match self.fault(target, nth) {
+            None => self.act(target, identity, action, false),
+            Some(Fault::Fail) => Err(failed()),
+            Some(Fault::FailAfter) => self.act(target, identity, action, false).and_then(|()| Err(failed())),
+            Some(Fault::Lie) => Ok(()),
+            Some(Fault::Unavailable) => Err(BackendError::Unavailable("the fake engine is gone".into())),
+            Some(Fault::GuestLate) => self.act(target, identity, action, true),
+            Some(fault @ (Fault::Hang | Fault::HangAfter)) => {
+                tokio::time::sleep(self.deadline).await;
+                if fault == Fault::HangAfter {
+                    self.act(target, identity, action, false)?;
+                }
+                Err(hung())
+            }
+        }
+    }
+}

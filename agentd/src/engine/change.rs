@@ -1,0 +1,316 @@
+//! The walk of a change: observe, plan, reserve, record, execute, settle the book, reply. It runs in a task of its own, so
+//! that a caller that goes away changes nothing.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agentd_core::access::Right;
+use agentd_core::api::{OperationView, ResizeRequest};
+use agentd_core::error::{Code, Problem};
+use agentd_core::instance::{Observed, State, Target, Usage};
+use agentd_core::ledger::Charge;
+use agentd_core::operation::{Operation, Outcome};
+use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop};
+use tokio::time::Instant;
+
+use super::{Engine, Failure, Peer, Queued};
+use crate::backend::Look;
+use crate::executor::Executor;
+
+/// How old the inventory may be when a growth is admitted against it.
+const ADMISSION_AGE: Duration = Duration::from_secs(2);
+/// How long a guest may take to tell what it uses.
+const USAGE_TIME: Duration = Duration::from_secs(5);
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Wish {
+    /// Change CPUs and memory, waiting this long for the guest.
+    Resize(ResizeRequest, Duration),
+    /// Bring it down.
+    Stop {
+        /// How long a graceful stop may take; the config's where absent.
+        timeout: Option<Duration>,
+        /// Hard when that is over.
+        force: bool,
+    },
+    /// Bring it up.
+    Start,
+}
+
+impl Wish {
+    fn verb(&self) -> Verb {
+        match self {
+            Wish::Resize(..) => Verb::Resize,
+            Wish::Stop { .. } => Verb::Stop,
+            Wish::Start => Verb::Start,
+        }
+    }
+}
+
+/// A change as it comes in.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Of what.
+    pub target: Target,
+    /// What.
+    pub wish: Wish,
+    /// The right that it needs on its target.
+    pub right: Right,
+    /// Plan only.
+    pub dry_run: bool,
+    /// The version that the instance must still have.
+    pub if_version: Option<String>,
+}
+
+impl Engine {
+    /// Makes a change, or plans it. Ends when the change has ended.
+    pub(super) async fn change(&self, id: String, peer: Peer, ask: Ask) -> Result<OperationView, Failure> {
+        let began = Instant::now();
+        self.refuse_when_read_only(&ask)?;
+        let seen = self.find(&peer, &ask.target).await?;
+        self.authorize(&peer, ask.right, &seen)?;
+        let reference = seen.reference.clone();
+
+        if ask.dry_run {
+            let (plan, observed) = self.plan(&ask, seen).await?;
+            return Ok(self.planned(plan, &observed));
+        }
+        let queued = Queued::enter(self.slot(&reference), &reference)?;
+        let waited = queued.0.turn.try_lock().is_err();
+        let _turn = queued.0.turn.lock().await;
+        // Somebody else's change ended while this one waited: what was seen before is stale.
+        let seen = if waited { self.find(&peer, &Target::Full(reference.clone())).await? } else { seen };
+
+        let (plan, observed) = match self.plan_and_reserve(&ask, seen).await {
+            Ok(planned) => planned,
+            Err((problem, observed)) => {
+                self.record_refusal(&id, &peer, &ask, &observed, &problem).await;
+                return Err(problem.into());
+            }
+        };
+        let mut operation = Operation::new(id, peer.who.clone(), plan, now_ms());
+        if operation.steps.is_empty() {
+            operation.succeed();
+            operation.elapsed_ms = millis(began.elapsed());
+            self.write(&operation).await.map_err(Failure::from)?;
+            return Ok(self.view(&operation, Some(&observed)));
+        }
+        if let Err(problem) = self.write(&operation).await {
+            self.book().end(&reference, Some((observed, begun_now(self))), &self.settings().config, true);
+            return Err(problem.into());
+        }
+        self.execute(operation, &ask, began).await
+    }
+
+    /// Executes what is planned, reserved and recorded; settles the book; replies.
+    async fn execute(&self, mut operation: Operation, ask: &Ask, began: Instant) -> Result<OperationView, Failure> {
+        let reference = operation.reference.clone();
+        let wait = match &ask.wish {
+            Wish::Resize(_, wait) => *wait,
+            Wish::Stop { .. } | Wish::Start => Duration::ZERO,
+        };
+        let backend = self.backend(reference.kind())?;
+        let ended = Executor::new(&*backend, self.journal(), &mut operation, wait).run().await;
+
+        let begun = begun_now(self);
+        let observed = backend.observe(reference.name(), Look::Plain).await.ok();
+        let settings = self.settings();
+        let known_outcome = operation.outcome != Outcome::Unknown;
+        {
+            let mut book = self.book();
+            book.end(&reference, observed.clone().map(|o| (o, begun)), &settings.config, known_outcome);
+            if let Some((hold, reason)) = &ended.hold {
+                book.hold(&reference, *hold, reason.clone());
+            }
+        }
+        if let Some(observed) = &observed {
+            operation.note_stop(observed);
+        }
+        operation.elapsed_ms = millis(began.elapsed());
+        self.log(&operation);
+        let written = self.write(&operation).await;
+        if operation.outcome == Outcome::Unknown {
+            self.watch_unsettled(operation.clone());
+        }
+        let view = self.view(&operation, observed.as_ref());
+        match (ended.problem, written) {
+            (Some(problem), _) => Err(Failure { problem, operation: Some(Box::new(view)) }),
+            (None, Err(problem)) => Err(Failure { problem, operation: Some(Box::new(view)) }),
+            (None, Ok(())) => Ok(view),
+        }
+    }
+
+    fn refuse_when_read_only(&self, ask: &Ask) -> Result<(), Problem> {
+        if self.settings().config.server.read_only && !ask.dry_run {
+            return Err(Problem::new(Code::Forbidden, "changes are switched off on this host")
+                .hint("[server] read_only in the config file is true"));
+        }
+        Ok(())
+    }
+
+    /// Plans; looks closer or lists again where the plan turns out to need it.
+    async fn plan(&self, ask: &Ask, seen: Observed) -> Result<(Plan, Observed), Problem> {
+        let observed = self.prepare_to_plan(ask, seen).await?;
+        let plan = self.plan_now(ask, &observed)?;
+        Ok((plan, observed))
+    }
+
+    /// Plans and reserves the charge, both under one hold of the book.
+    async fn plan_and_reserve(&self, ask: &Ask, seen: Observed) -> Result<(Plan, Observed), (Problem, Observed)> {
+        let before = seen.clone();
+        let observed = self.prepare_to_plan(ask, seen).await.map_err(|problem| (problem, before))?;
+        let settings = self.settings();
+        let mut book = self.book();
+        match plan_with(&book, &settings, ask, &observed) {
+            Ok(plan) => {
+                if !plan.steps.is_empty() {
+                    book.begin(&plan.reference, plan.charge);
+                }
+                Ok((plan, observed))
+            }
+            Err(problem) => Err((problem, observed)),
+        }
+    }
+
+    /// Sees to it that what the plan will need is fresh: the version that was named, the inventory where the change grows,
+    /// what the guest uses where it shrinks.
+    async fn prepare_to_plan(&self, ask: &Ask, seen: Observed) -> Result<Observed, Problem> {
+        self.check_version(ask, &seen)?;
+        match self.plan_now(ask, &seen) {
+            Ok(plan) => {
+                let now = self.book().ledger().charge(&seen.reference);
+                if grows(now, plan.charge) {
+                    self.refresh(ADMISSION_AGE).await;
+                }
+                Ok(seen)
+            }
+            Err(problem) => {
+                let about_use = matches!(problem.code, Code::BelowMinimum | Code::GuestSilent);
+                let unknown = !matches!(seen.used, Usage::Known(_)) && seen.state == State::Running;
+                if about_use && unknown {
+                    let kind = seen.reference.kind();
+                    let closer = self.observe(kind, seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
+                    return Ok(closer);
+                }
+                if matches!(problem.code, Code::CapacityExceeded) {
+                    // What was promised may have been given back since the last listing.
+                    self.refresh(Duration::ZERO).await;
+                    return Ok(seen);
+                }
+                Err(problem)
+            }
+        }
+    }
+
+    fn plan_now(&self, ask: &Ask, observed: &Observed) -> Result<Plan, Problem> {
+        let settings = self.settings();
+        plan_with(&self.book(), &settings, ask, observed)
+    }
+
+    fn check_version(&self, ask: &Ask, seen: &Observed) -> Result<(), Problem> {
+        let Some(wanted) = &ask.if_version else { return Ok(()) };
+        let now = self.book().get(&seen.reference).map(|known| known.version.clone());
+        if now.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        let now = now.unwrap_or_default();
+        Err(Problem::new(
+            Code::VersionMismatch,
+            format!("{} is at version {now:?}, not at {wanted:?}: it changed meanwhile", seen.reference),
+        )
+        .hint("look at it again, then decide again"))
+    }
+
+    fn planned(&self, plan: Plan, observed: &Observed) -> OperationView {
+        let who = agentd_core::operation::Who { uid: 0, gid: 0, pid: 0, command: String::new() };
+        let operation = Operation::new(String::new(), who, plan, 0);
+        let mut view = self.view(&operation, Some(observed));
+        view.operation = None;
+        view.who = None;
+        view.dry_run = true;
+        view.outcome = if operation.steps.is_empty() { Outcome::Unchanged } else { Outcome::Planned };
+        view
+    }
+
+    /// The operation with its instance as the book has it now.
+    pub(super) fn view(&self, operation: &Operation, observed: Option<&Observed>) -> OperationView {
+        let book = self.book();
+        let instance = book.get(&operation.reference).map(|known| book.instance(known));
+        OperationView::new(operation, observed, instance)
+    }
+
+    /// A refusal is on record too, though it never ran.
+    async fn record_refusal(&self, id: &str, peer: &Peer, ask: &Ask, observed: &Observed, problem: &Problem) {
+        let plan = Plan {
+            reference: observed.reference.clone(),
+            identity: agentd_core::operation::Identity::of(observed),
+            verb: ask.wish.verb(),
+            targets: Targets::default(),
+            steps: Vec::new(),
+            charge: Charge::ZERO,
+            notes: Vec::new(),
+        };
+        let mut operation = Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms());
+        operation.fail(Outcome::Refused, problem);
+        self.log(&operation);
+        if let Err(problem) = self.write(&operation).await {
+            tracing::error!(%problem, "a refusal could not be recorded");
+        }
+    }
+
+    async fn write(&self, operation: &Operation) -> Result<(), Problem> {
+        self.journal().write(operation).await.map_err(|error| {
+            Problem::new(Code::StoreUnavailable, error.to_string()).hint("see `ctl health`; reads go on")
+        })
+    }
+
+    fn log(&self, operation: &Operation) {
+        let (uid, pid) = (operation.who.uid, operation.who.pid);
+        let (id, instance, outcome) = (&operation.id, &operation.reference, operation.outcome.as_str());
+        match &operation.problem {
+            None => tracing::info!(operation = %id, %instance, uid, pid, outcome, verb = %operation.verb, "change ended"),
+            Some((code, detail)) => {
+                tracing::warn!(operation = %id, %instance, uid, pid, outcome, %code, verb = %operation.verb, "{detail}");
+            }
+        }
+    }
+}
+
+fn plan_with(
+    book: &crate::inventory::Book,
+    settings: &super::Settings,
+    ask: &Ask,
+    observed: &Observed,
+) -> Result<Plan, Problem> {
+    let rules = settings.config.rules_for(observed.reference.as_str(), &observed.labels);
+    let holds = book.get(&observed.reference).map(|known| known.holds.clone()).unwrap_or_default();
+    let inputs = Inputs {
+        observed,
+        holds: &holds,
+        config: &settings.config,
+        rules: &rules,
+        host: settings.host,
+        ledger: book.ledger(),
+    };
+    match &ask.wish {
+        Wish::Resize(request, _) => resize(&inputs, request),
+        Wish::Stop { timeout, force } => stop(&inputs, *timeout, *force),
+        Wish::Start => start(&inputs),
+    }
+}
+
+fn grows(now: Charge, wanted: Charge) -> bool {
+    wanted.cpus > now.cpus || wanted.memory > now.memory
+}
+
+fn begun_now(engine: &Engine) -> crate::inventory::Moment {
+    engine.book().moment()
+}
+
+fn now_ms() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,323 @@
+//! The owner of inventory and ledger, and the only way to them: what is read, what is changed, who may. Knows no HTTP and no
+//! engine's words; it joins the pure decisions of core with the backends and the record.
+//!
+//! The book is under a plain lock that is never held over an await; changes of one instance run one at a time behind its
+//! [`Slot`], those of different instances share nothing but that lock.
+
+mod change;
+mod keys;
+mod read;
+mod unsettled;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use agentd_core::access::{AccessTable, Caller, Decision, Right};
+use agentd_core::api::OperationView;
+use agentd_core::config::Config;
+use agentd_core::error::{Code, Problem};
+use agentd_core::instance::{Kind, Observed, Ref, Target};
+use agentd_core::operation::Who;
+use agentd_core::plan::HostCapacity;
+use tokio::time::Instant;
+
+pub use change::{Ask, Wish};
+pub use read::Filter;
+
+use crate::backend::{Backend, BackendError, Look};
+use crate::inventory::Book;
+use crate::journal::Journal;
+
+/// What is in force: the config file and what was made of it. Replaced whole by a reload.
+#[derive(Debug)]
+pub struct Settings {
+    /// The config.
+    pub config: Config,
+    /// Its `[[access]]` rules with names resolved to ids.
+    pub access: AccessTable,
+    /// What the host has, `auto` resolved.
+    pub host: HostCapacity,
+    /// What `ctl health` should say of the config: a reload that was rejected, a group that doesn't exist.
+    pub notes: Vec<String>,
+}
+
+/// A caller, with what the record keeps of it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// What decisions go by.
+    pub caller: Caller,
+    /// What the record keeps.
+    pub who: Who,
+}
+
+/// A request that ended badly, with the operation where there is one.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Why.
+    pub problem: Problem,
+    /// The operation.
+    pub operation: Option<Box<OperationView>>,
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Failure { problem, operation: None }
+    }
+}
+
+/// Orders the changes of one instance: one runs, one waits, the next hears `busy`.
+#[derive(Debug, Default)]
+struct Slot {
+    turn: tokio::sync::Mutex<()>,
+    queued: AtomicUsize,
+}
+
+/// One backend with the time at which its last full listing was begun.
+struct Source {
+    backend: Arc<dyn Backend>,
+    listed: tokio::sync::Mutex<Option<Instant>>,
+}
+
+struct Inner {
+    sources: BTreeMap<Kind, Source>,
+    settings: RwLock<Arc<Settings>>,
+    book: Mutex<Book>,
+    journal: Arc<dyn Journal>,
+    slots: Mutex<HashMap<Ref, Arc<Slot>>>,
+    keys: keys::Keys,
+}
+
+/// The engine; clones share one.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl Engine {
+    /// An engine over these backends, one a kind. `epoch` must differ from that of every earlier life.
+    pub fn new(
+        backends: Vec<Arc<dyn Backend>>,
+        settings: Settings,
+        journal: Arc<dyn Journal>,
+        epoch: String,
+    ) -> Self {
+        let source = |backend: Arc<dyn Backend>| {
+            (backend.kind(), Source { backend, listed: tokio::sync::Mutex::default() })
+        };
+        let book = Mutex::new(Book::new(&settings.config, settings.host, epoch));
+        Engine {
+            inner: Arc::new(Inner {
+                sources: backends.into_iter().map(source).collect(),
+                settings: RwLock::new(Arc::new(settings)),
+                book,
+                journal,
+                slots: Mutex::default(),
+                keys: keys::Keys::default(),
+            }),
+        }
+    }
+
+    /// What is in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.inner.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes new settings whole.
+    pub fn set_settings(&self, settings: Settings) {
+        let settings = Arc::new(settings);
+        self.book().set_config(&settings.config, settings.host);
+        *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// The record of operations.
+    pub fn journal(&self) -> &dyn Journal {
+        &*self.inner.journal
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.inner.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self, kind: Kind) -> Result<&Source, Problem> {
+        self.inner.sources.get(&kind).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("instances of kind {kind} are switched off on this host"))
+                .hint("a section of the config file switches a kind on")
+        })
+    }
+
+    fn backend(&self, kind: Kind) -> Result<Arc<dyn Backend>, Problem> {
+        self.source(kind).map(|source| Arc::clone(&source.backend))
+    }
+
+    /// Refuses a caller that no rule names, before anything is looked up.
+    pub fn admit_caller(&self, peer: &Peer) -> Result<(), Problem> {
+        if self.settings().access.knows(&peer.caller) {
+            return Ok(());
+        }
+        tracing::warn!(uid = peer.who.uid, pid = peer.who.pid, "refused: no access rule names this caller");
+        Err(Problem::new(Code::Forbidden, format!("no rule lets uid {} in", peer.who.uid))
+            .hint("an [[access]] rule of the config file must name your user or a group of yours"))
+    }
+
+    /// Whether a caller may do this to an instance. An instance that its rules don't match is `not-found` to it.
+    fn authorize(&self, peer: &Peer, right: Right, observed: &Observed) -> Result<(), Problem> {
+        let reference = &observed.reference;
+        let decision =
+            self.settings().access.decide(&peer.caller, right, Some((reference.as_str(), &observed.labels)));
+        tracing::debug!(uid = peer.who.uid, instance = %reference, %right, ?decision, "access");
+        match decision {
+            Decision::Allowed { .. } => Ok(()),
+            Decision::NoMatch => Err(not_found(reference.as_str())),
+            Decision::NoRule | Decision::Lacks(_) => Err(Problem::new(
+                Code::Forbidden,
+                format!("uid {} has no right `{right}` on {reference}", peer.who.uid),
+            )
+            .hint("an [[access]] rule of the config file would have to give it")),
+        }
+    }
+
+    /// Observes one instance freshly and takes the observation into the book.
+    async fn observe(&self, kind: Kind, name: &str, look: Look) -> Result<Observed, Problem> {
+        let backend = self.backend(kind)?;
+        let begun = self.book().moment();
+        match backend.observe(name, look).await {
+            Ok(observed) => {
+                self.book().record(observed.clone(), begun, &self.settings().config, false);
+                Ok(observed)
+            }
+            Err(error) => {
+                if matches!(error, BackendError::NotFound(_))
+                    && let Ok(reference) = Ref::new(kind, name)
+                {
+                    self.book().forget(&reference);
+                    return Err(not_found(reference.as_str()));
+                }
+                Err(explain(kind, error))
+            }
+        }
+    }
+
+    /// Finds what a caller means, whatever it may do to it: a full reference (or id), or a bare name that fits exactly one
+    /// instance that the caller may see.
+    async fn find(&self, peer: &Peer, target: &Target) -> Result<Observed, Problem> {
+        let name = match target {
+            Target::Full(reference) => return self.observe(reference.kind(), reference.name(), Look::Plain).await,
+            Target::Bare(name) => name,
+        };
+        let kinds: Vec<Kind> = self.inner.sources.keys().copied().filter(|kind| Ref::new(*kind, name).is_ok()).collect();
+        let looks = kinds.iter().map(|kind| self.observe(*kind, name, Look::Plain));
+        let mut found = Vec::new();
+        let mut down = None;
+        for (kind, look) in kinds.iter().zip(futures_util::future::join_all(looks).await) {
+            match look {
+                Ok(observed) => found.push(observed),
+                Err(problem) if problem.code == Code::NotFound => {}
+                Err(problem) => down = Some((*kind, problem)),
+            }
+        }
+        let access = &self.settings().access;
+        found.retain(|observed| access.can_see(&peer.caller, observed.reference.as_str(), &observed.labels));
+        if let Some((kind, problem)) = down {
+            let detail = format!("{name:?} may be a {kind}, and that can't be told now: {}", problem.detail);
+            return Err(Problem::new(problem.code, detail).hint(format!("name the kind, as in `vm/{name}`")));
+        }
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(not_found(name)),
+            (Some(one), true) => Ok(one),
+            (Some(last), false) => {
+                found.push(last);
+                let names: Vec<&str> = found.iter().map(|observed| observed.reference.as_str()).collect();
+                Err(Problem::new(Code::Ambiguous, format!("{name:?} fits {}", names.join(" and ")))
+                    .hint(format!("name the kind: {}", names.join(" or "))))
+            }
+        }
+    }
+
+    /// Sees to it that the inventory of every kind was listed not longer than `max_age` ago. One listing of a kind serves
+    /// all who wait for it; a backend that does not answer leaves what is known of its instances in force.
+    async fn refresh(&self, max_age: Duration) {
+        let kinds: Vec<Kind> = self.inner.sources.keys().copied().collect();
+        futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
+    }
+
+    async fn refresh_kind(&self, kind: Kind, max_age: Duration) {
+        let Ok(source) = self.source(kind) else { return };
+        let asked = Instant::now();
+        let mut listed = source.listed.lock().await;
+        if listed.is_some_and(|begun| begun + max_age >= asked) {
+            return;
+        }
+        let (started, begun) = (Instant::now(), self.book().moment());
+        let listing = source.backend.list().await;
+        let settings = self.settings();
+        match listing {
+            Ok(listing) => {
+                *listed = Some(started);
+                self.book().record_listing(kind, listing, begun, &settings.config);
+            }
+            Err(error) => {
+                *listed = Some(started);
+                tracing::warn!(%kind, %error, "a backend can't be listed");
+                self.book().record_unavailable(kind, error.to_string());
+            }
+        }
+    }
+
+    /// Keeps the inventory true while nobody asks. Runs until the daemon ends.
+    pub async fn keep_fresh(&self, every: Duration) {
+        loop {
+            self.refresh(Duration::ZERO).await;
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    fn slot(&self, reference: &Ref) -> Arc<Slot> {
+        let mut slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // Slots that nobody holds are dropped when there are many, so that names that come and go don't pile up.
+        if slots.len() > 4096 {
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        Arc::clone(slots.entry(reference.clone()).or_default())
+    }
+}
+
+/// A place in an instance's queue.
+struct Queued(Arc<Slot>);
+
+impl Queued {
+    fn enter(slot: Arc<Slot>, reference: &Ref) -> Result<Self, Problem> {
+        let before = slot.queued.fetch_add(1, Ordering::AcqRel);
+        let queued = Queued(slot);
+        if before >= 2 {
+            return Err(Problem::new(
+                Code::Busy,
+                format!("a change of {reference} is under way and another one waits for it"),
+            )
+            .hint("try again when they have ended"));
+        }
+        Ok(queued)
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn not_found(name: &str) -> Problem {
+    Problem::new(Code::NotFound, format!("there is no instance {name:?}")).hint("`ctl list` shows those that there are")
+}
+
+/// A backend's error with what to do about it.
+fn explain(kind: Kind, error: BackendError) -> Problem {
+    let hint = match (&error, kind) {
+        (BackendError::Unavailable(_), Kind::Vm) => "see `systemctl status libvirtd virtqemud`; other kinds go on working",
+        (BackendError::Unavailable(_), _) => "see `systemctl status docker`; other kinds go on working",
+        (BackendError::Overloaded(_), _) => "calls to this engine hang; see what it is doing before more is asked of it",
+        _ => return error.into(),
+    };
+    Problem::from(error).hint(hint)
+}

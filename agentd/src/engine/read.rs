@@ -1,0 +1,239 @@
+//! Everything that is read: instances, capacity, sizes, operations, health. Reads never wait for changes; what a caller may
+//! not see isn't there for it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use agentd_core::access::{Decision, Right};
+use agentd_core::api::{
+    BackendHealth, Capacity, CapacityOf, Health, HoldKind, Instance, InstanceList, KindUse, LimitUse, OperationView,
+    SizeList, SizeView,
+};
+use agentd_core::config::VmMemory;
+use agentd_core::error::{Code, Problem};
+use agentd_core::instance::{Kind, Observed, Ref, State, Target};
+use agentd_core::pattern::Pattern;
+use agentd_core::units::Limit;
+
+use super::{Engine, Peer, not_found};
+
+/// Which instances a list shows.
+#[derive(Debug, Default)]
+pub struct Filter {
+    /// Of this kind.
+    pub kind: Option<Kind>,
+    /// That this pattern fits.
+    pub pattern: Option<Pattern>,
+    /// In this state.
+    pub state: Option<State>,
+    /// At most this many.
+    pub limit: Option<usize>,
+    /// After this reference.
+    pub cursor: Option<String>,
+}
+
+/// The most instances on one page.
+pub const LONGEST_PAGE: usize = 1000;
+
+impl Engine {
+    /// The instances that a caller may see, freshly listed.
+    pub async fn list(&self, peer: &Peer, filter: &Filter) -> Result<InstanceList, Problem> {
+        if let Some(kind) = filter.kind {
+            self.source(kind)?;
+            self.refresh_kind(kind, Duration::ZERO).await;
+        } else {
+            self.refresh(Duration::ZERO).await;
+        }
+        let settings = self.settings();
+        let book = self.book();
+        let fits = |observed: &Observed| {
+            let (reference, labels) = (observed.reference.as_str(), &observed.labels);
+            filter.kind.is_none_or(|kind| observed.reference.kind() == kind)
+                && filter.state.is_none_or(|state| observed.state == state)
+                && filter.pattern.as_ref().is_none_or(|pattern| pattern.matches(reference, labels))
+                && settings.access.can_see(&peer.caller, reference, labels)
+        };
+        let all: Vec<_> = book.all().filter(|known| fits(&known.observed)).collect();
+        let total = all.len();
+        let limit = filter.limit.unwrap_or(LONGEST_PAGE).clamp(1, LONGEST_PAGE);
+        let after = |reference: &str| filter.cursor.as_deref().is_none_or(|cursor| reference > cursor);
+        // The book is ordered by kind, then name; the wire's order is that of the text, so that a cursor is just a text.
+        let mut page: Vec<_> = all.into_iter().filter(|known| after(known.observed.reference.as_str())).collect();
+        page.sort_by(|a, b| a.observed.reference.as_str().cmp(b.observed.reference.as_str()));
+        let more = page.len() > limit;
+        page.truncate(limit);
+        let next_cursor = more.then(|| page.last().map(|known| known.observed.reference.to_string())).flatten();
+        let items = page.into_iter().map(|known| book.instance(known)).collect();
+        Ok(InstanceList { items, next_cursor, total, unavailable: book.unavailable().keys().copied().collect() })
+    }
+
+    /// One instance, freshly observed.
+    pub async fn show(&self, peer: &Peer, target: &Target) -> Result<Instance, Problem> {
+        let observed = self.find(peer, target).await?;
+        self.authorize(peer, Right::Read, &observed)?;
+        let book = self.book();
+        // With a change in flight the book keeps what it had; the reader gets what is seen now all the same.
+        match book.get(&observed.reference) {
+            Some(known) => {
+                let charge = book.ledger().charge(&observed.reference);
+                Ok(Instance::new(&observed, known.version.clone(), charge, known.holds.clone()))
+            }
+            None => Err(not_found(observed.reference.as_str())),
+        }
+    }
+
+    /// Lifts `needs-attention` after a fresh look.
+    pub async fn clear_hold(&self, peer: &Peer, target: &Target) -> Result<Instance, Problem> {
+        let observed = self.find(peer, target).await?;
+        self.authorize(peer, Right::Admin, &observed)?;
+        let reference = &observed.reference;
+        let lifted = self.book().lift(reference, HoldKind::NeedsAttention);
+        tracing::info!(instance = %reference, uid = peer.who.uid, lifted, "hold cleared");
+        self.show(peer, &Target::Full(reference.clone())).await
+    }
+
+    /// The host: what it has, what is promised, what is free.
+    pub async fn capacity(&self) -> Capacity {
+        self.refresh(Duration::ZERO).await;
+        let settings = self.settings();
+        let config = &settings.config;
+        let book = self.book();
+        let ledger = book.ledger();
+        let (allowed, committed) = (ledger.caps().host, ledger.committed());
+        let mut by_kind: BTreeMap<Kind, KindUse> = BTreeMap::new();
+        let mut unlimited = Vec::new();
+        for known in book.all() {
+            let observed = &known.observed;
+            let entry = by_kind.entry(observed.reference.kind()).or_default();
+            let charge = ledger.charge(&observed.reference);
+            entry.instances += 1;
+            entry.committed.cpus = entry.committed.cpus.saturating_add(charge.cpus);
+            entry.committed.memory = entry.committed.memory.saturating_add(charge.memory);
+            if observed.state.is_up() {
+                entry.up += 1;
+                let none = observed.cpus.accepted == Some(Limit::Unlimited)
+                    || observed.memory.accepted == Some(Limit::Unlimited);
+                if none {
+                    unlimited.push(observed.reference.to_string());
+                }
+            }
+        }
+        let limits = config.limits.iter().enumerate().map(|(place, limit)| {
+            let committed = ledger.committed_under(place);
+            LimitUse {
+                pattern: limit.pattern.to_string(),
+                total_cpus: limit.total_cpus,
+                total_memory: limit.total_memory,
+                committed,
+                over: limit.total_cpus.is_some_and(|total| committed.cpus > total)
+                    || limit.total_memory.is_some_and(|total| committed.memory > total),
+            }
+        });
+        Capacity {
+            cpus: CapacityOf {
+                total: settings.host.cpus,
+                reserved: config.capacity.reserved_cpus,
+                overcommit: ratio(config.capacity.cpu_overcommit.millis()),
+                allowed: allowed.cpus,
+                committed: committed.cpus,
+                free: allowed.cpus.saturating_sub(committed.cpus),
+                over: committed.cpus > allowed.cpus,
+            },
+            memory: CapacityOf {
+                total: settings.host.memory,
+                reserved: config.capacity.reserved_memory,
+                overcommit: ratio(config.capacity.memory_overcommit.millis()),
+                allowed: allowed.memory,
+                committed: committed.memory,
+                free: allowed.memory.saturating_sub(committed.memory),
+                over: committed.memory > allowed.memory,
+            },
+            by_kind,
+            limits: limits.collect(),
+            vm_memory: match config.capacity.vm_memory {
+                VmMemory::Observed => "observed".into(),
+                VmMemory::Maximum => "maximum".into(),
+            },
+            vm_overhead: config.capacity.vm_overhead,
+            unlimited,
+            unavailable: book.unavailable().keys().copied().collect(),
+        }
+    }
+
+    /// The sizes of the config file.
+    pub fn sizes(&self) -> SizeList {
+        let settings = self.settings();
+        let view = |(name, size): (&String, &agentd_core::config::Size)| SizeView {
+            name: name.clone(),
+            cpus: size.cpus,
+            memory: size.memory,
+            cpu_limit: size.cpu_limit,
+        };
+        SizeList { items: settings.config.sizes.iter().map(view).collect() }
+    }
+
+    /// An operation of the caller's own, or anybody's with the right `admin`.
+    pub fn operation(&self, peer: &Peer, id: &str) -> Result<OperationView, Problem> {
+        let missing = || Problem::new(Code::NotFound, "there is no such operation");
+        let operation = self.journal().get(id).ok_or_else(missing)?;
+        if !self.may_see_operation(peer, &operation.reference, operation.who.uid) {
+            return Err(missing());
+        }
+        Ok(self.view(&operation, None))
+    }
+
+    /// An operation that was just submitted, as the record has it.
+    pub fn running(&self, id: &str) -> Option<OperationView> {
+        self.journal().get(id).map(|operation| self.view(&operation, None))
+    }
+
+    /// The newest operations that a caller may see, those of one instance where it is named.
+    pub fn operations(&self, peer: &Peer, reference: Option<&Ref>, limit: usize) -> Vec<OperationView> {
+        let newest = self.journal().newest(reference, limit.clamp(1, LONGEST_PAGE));
+        newest
+            .iter()
+            .filter(|operation| self.may_see_operation(peer, &operation.reference, operation.who.uid))
+            .map(|operation| OperationView::new(operation, None, None))
+            .collect()
+    }
+
+    fn may_see_operation(&self, peer: &Peer, reference: &Ref, owner: u32) -> bool {
+        let labels = self.book().get(reference).map(|known| known.observed.labels.clone()).unwrap_or_default();
+        let access = &self.settings().access;
+        let target = Some((reference.as_str(), &labels));
+        let admin = matches!(access.decide(&peer.caller, Right::Admin, target), Decision::Allowed { .. });
+        admin || (owner == peer.who.uid && access.can_see(&peer.caller, reference.as_str(), &labels))
+    }
+
+    /// Whether agentd and its backends are well.
+    pub async fn health(&self) -> Health {
+        let looks = self.inner.sources.values().map(|source| async move {
+            let (ok, detail) = match source.backend.health().await {
+                Ok(version) => (true, version),
+                Err(error) => (false, error.to_string()),
+            };
+            BackendHealth { kind: source.backend.kind(), name: source.backend.name(), ok, detail }
+        });
+        let backends = futures_util::future::join_all(looks).await;
+        let settings = self.settings();
+        let mut notes = settings.notes.clone();
+        for known in self.book().all() {
+            for hold in &known.holds {
+                notes.push(format!("{} is held ({})", known.observed.reference, hold.hold.as_str()));
+            }
+        }
+        Health {
+            ok: backends.iter().all(|backend| backend.ok) && settings.notes.is_empty(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            read_only: settings.config.server.read_only,
+            backends,
+            notes,
+        }
+    }
+}
+
+/// A ratio in thousandths as the wire's number.
+#[allow(clippy::cast_precision_loss, reason = "a ratio is at most a million thousandths")]
+fn ratio(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}

@@ -1,0 +1,135 @@
+//! The socket: accepts connections, learns who is at the other end, bounds what they may send, and hands requests to the
+//! routes. Knows no instance and no engine.
+//!
+//! The loop is our own over hyper because bounds matter here: a half-sent request must not stay open for ever.
+
+mod body;
+mod peer;
+mod problem;
+mod routes;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, watch};
+use tower::ServiceExt;
+
+pub use routes::{openapi, router};
+
+use crate::engine::Engine;
+
+/// The longest headers.
+const HEADER_BYTES: usize = 16 * 1024;
+/// How long headers may take to arrive, and how long a body may.
+const ARRIVAL: Duration = Duration::from_secs(5);
+/// Connections in all.
+const CONNECTIONS: usize = 128;
+/// Connections of one uid that isn't root.
+const CONNECTIONS_A_UID: usize = 16;
+/// Places of the whole that only root gets, so that `ctl list` answers while others crowd.
+const ROOT_PLACES: usize = 8;
+/// How long requests under way may take to end when the daemon stops.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// Counts connections by uid; a place is given back when it is dropped.
+#[derive(Debug, Default, Clone)]
+struct Crowd(Arc<Mutex<HashMap<u32, usize>>>);
+
+struct Place {
+    crowd: Crowd,
+    uid: u32,
+}
+
+impl Crowd {
+    fn enter(&self, uid: u32) -> Option<Place> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = counts.values().sum();
+        let own = counts.entry(uid).or_default();
+        let fits = if uid == 0 { all < CONNECTIONS } else { *own < CONNECTIONS_A_UID && all < CONNECTIONS - ROOT_PLACES };
+        if !fits {
+            return None;
+        }
+        *own += 1;
+        Some(Place { crowd: self.clone(), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// Serves until `stop` says so, then lets what is under way end.
+pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+    let router = router(engine);
+    let graceful = GracefulShutdown::new();
+    let crowd = Crowd::default();
+    // Those who find no place get one short answer; this many at once.
+    let turned_away = Arc::new(Semaphore::new(32));
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: let some come back before trying again.
+                    tracing::error!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let peer = match peer::identify(&stream) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::warn!(%error, "a connection without peer credentials was closed");
+                continue;
+            }
+        };
+        let Some(place) = crowd.enter(peer.who.uid) else {
+            if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
+                tokio::spawn(async move {
+                    problem::turn_away(stream).await;
+                    drop(permit);
+                });
+            }
+            continue;
+        };
+        let router = router.clone();
+        let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            router.clone().oneshot(request.map(axum::body::Body::new))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(ARRIVAL)
+            .max_buf_size(HEADER_BYTES + 4096)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still under way after {} s", DRAIN.as_secs());
+    }
+    Ok(())
+}

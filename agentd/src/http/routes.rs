@@ -1,0 +1,485 @@
+//! The routes of the API: one table that shows for each what it needs and what it does, and the handlers, which decode,
+//! ask the engine and encode. Nothing is decided here.
+
+use std::time::Duration;
+
+use agentd_core::access::{Decision, Right};
+use agentd_core::api::{
+    Capacity, Health, Instance, InstanceList, OperationList, OperationView, ProblemDocument, ResizeRequest, SizeList,
+    StartRequest, StopRequest,
+};
+use agentd_core::config::parse_duration;
+use agentd_core::error::{Code, Problem};
+use agentd_core::instance::{Kind, Ref, State, Target};
+use agentd_core::operation::Outcome;
+use agentd_core::pattern::Pattern;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Extension, Path, Query, Request, State as AxumState};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, routing};
+use serde::Deserialize;
+use utoipa::OpenApi;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
+
+use super::body::Json;
+use super::problem::{Refusal, json};
+use crate::engine::{Ask, Engine, Filter, Peer, Wish};
+
+/// How long a change waits for the guest where the request doesn't say.
+const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+/// The longest wait or timeout that a request may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// How many operations a list shows where the request doesn't say.
+const DEFAULT_OPERATIONS: usize = 100;
+/// The longest headers that are taken.
+const HEADER_BYTES: usize = 16 * 1024;
+
+/// The right that a route needs. Routes of an instance need it on that instance, the others on any.
+#[derive(Debug, Clone, Copy)]
+struct Need(Right);
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "agentd",
+    description = "CPU and memory of running VMs, containers and units, changed live under one set of host caps.",
+    license(name = "Apache-2.0")
+))]
+struct Document;
+
+/// The table. What each route needs stands beside it.
+fn table() -> OpenApiRouter<Engine> {
+    let need = |right: Right, (schemas, paths, methods): UtoipaMethodRouter<Engine>| {
+        (schemas, paths, methods.layer(Extension(Need(right))))
+    };
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(need(Right::Read, routes!(instances)))
+        .routes(need(Right::Read, routes!(instance)))
+        .routes(need(Right::Resize, routes!(resize)))
+        .routes(need(Right::Power, routes!(stop)))
+        .routes(need(Right::Power, routes!(start)))
+        .routes(need(Right::Admin, routes!(clear_hold)))
+        .routes(need(Right::Read, routes!(capacity)))
+        .routes(need(Right::Read, routes!(sizes)))
+        .routes(need(Right::Read, routes!(operations)))
+        .routes(need(Right::Read, routes!(operation)))
+        .routes(need(Right::Read, routes!(health)))
+}
+
+/// The router over an engine.
+pub fn router(engine: Engine) -> Router {
+    let (router, document) = table().split_for_parts();
+    let document = document.to_json().unwrap_or_default();
+    let serve_document = move || {
+        let document = document.clone();
+        async move { ([(header::CONTENT_TYPE, "application/json")], document) }
+    };
+    router
+        .route("/v1/openapi.json", routing::get(serve_document))
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(engine.clone(), at_the_door))
+        .with_state(engine)
+}
+
+/// The OpenAPI document, from the types.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    table().split_for_parts().1
+}
+
+/// What every request passes: the bound of its headers, and that some rule names its caller.
+async fn at_the_door(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    if headers + request.uri().to_string().len() > HEADER_BYTES {
+        let problem = Problem::new(
+            Code::HeadersTooLarge,
+            format!("headers and path are longer than {} KiB", HEADER_BYTES / 1024),
+        );
+        return Refusal::from(problem).into_response();
+    }
+    if let Err(problem) = engine.admit_caller(&peer) {
+        return Refusal::from(problem).into_response();
+    }
+    next.run(request).await
+}
+
+async fn no_route(request: Request) -> Refusal {
+    let path: String = request.uri().path().chars().take(200).collect();
+    Problem::new(Code::NotFound, format!("there is no route {path:?}"))
+        .hint("GET /v1/openapi.json lists the routes")
+        .into()
+}
+
+async fn wrong_method(request: Request) -> Refusal {
+    let path: String = request.uri().path().chars().take(200).collect();
+    Problem::new(Code::MethodNotAllowed, format!("{path:?} doesn't take {}", request.method()))
+        .hint("GET /v1/openapi.json lists the routes with their methods")
+        .into()
+}
+
+/// What `GET /v1/instances` takes.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct InstancesQuery {
+    /// A bare name: the answer is the one instance that has it.
+    name: Option<String>,
+    /// `vm`, `container` or `unit`.
+    kind: Option<String>,
+    /// A glob over references, or `label:KEY=VALUE`.
+    #[serde(rename = "match")]
+    #[param(rename = "match")]
+    pattern: Option<String>,
+    /// `running`, `stopped`, …
+    state: Option<String>,
+    /// At most this many.
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// What `GET /v1/operations` takes.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct OperationsQuery {
+    /// Of this instance only, `vm/web`.
+    #[serde(rename = "ref")]
+    #[param(rename = "ref")]
+    reference: Option<String>,
+    /// At most this many.
+    limit: Option<usize>,
+}
+
+/// A page of instances, or, with `name`, one instance.
+#[utoipa::path(get, path = "/v1/instances", params(InstancesQuery), responses(
+    (status = 200, body = InstancesReply),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn instances(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    query: Result<Query<InstancesQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let query = decode_query(query)?;
+    if let Some(name) = query.name {
+        if query.kind.is_some() || query.pattern.is_some() || query.state.is_some() {
+            return Err(Problem::new(Code::InvalidRequest, "name can't be combined with kind, match or state").into());
+        }
+        let target: Target = name.parse()?;
+        return Ok(one_instance(&engine.show(&peer, &target).await?));
+    }
+    let filter = Filter {
+        kind: query.kind.map(|kind| kind.parse::<Kind>()).transpose()?,
+        pattern: query
+            .pattern
+            .map(|pattern| Pattern::parse(&pattern).map_err(|e| Problem::new(Code::InvalidRequest, e.to_string())))
+            .transpose()?,
+        state: query.state.map(|state| state.parse::<State>()).transpose()?,
+        limit: query.limit,
+        cursor: query.cursor,
+    };
+    Ok(json(StatusCode::OK, &engine.list(&peer, &filter).await?))
+}
+
+/// The two answers of `GET /v1/instances`.
+#[derive(serde::Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes the reply in the OpenAPI document")]
+enum InstancesReply {
+    List(InstanceList),
+    One(Box<Instance>),
+}
+
+/// One instance.
+#[utoipa::path(get, path = "/v1/instances/{kind}/{name}",
+    params(("kind" = String, Path), ("name" = String, Path, description = "one percent-encoded segment")), responses(
+    (status = 200, body = Instance, headers(("ETag" = String, description = "the instance's version"))),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn instance(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Response, Refusal> {
+    let target = decode_path(path)?;
+    Ok(one_instance(&engine.show(&peer, &target).await?))
+}
+
+fn one_instance(instance: &Instance) -> Response {
+    let mut response = json(StatusCode::OK, instance);
+    if let Ok(etag) = format!("\"{}\"", instance.version).parse() {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    response
+}
+
+/// Changes CPUs and memory of one instance, as one change.
+#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/resize",
+    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
+    request_body = ResizeRequest, responses(
+    (status = 200, body = OperationView), (status = 202, body = OperationView),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn resize(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Json<ResizeRequest>,
+) -> Result<Response, Refusal> {
+    let target = decode_path(path)?;
+    let wait = duration("wait", body.value.wait.as_deref())?.unwrap_or(DEFAULT_WAIT);
+    let dry_run = body.value.dry_run;
+    let wish = Wish::Resize(body.value, wait);
+    change(engine, peer, right, target, wish, dry_run, &headers, "resize", &body.text).await
+}
+
+/// Stops one instance: gracefully, then, only where `force` says so, hard.
+#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/stop",
+    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
+    request_body = Option<StopRequest>, responses(
+    (status = 200, body = OperationView), (status = 202, body = OperationView),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn stop(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Json<StopRequest>,
+) -> Result<Response, Refusal> {
+    let target = decode_path(path)?;
+    let timeout = duration("timeout", body.value.timeout.as_deref())?;
+    let wish = Wish::Stop { timeout, force: body.value.force };
+    change(engine, peer, right, target, wish, body.value.dry_run, &headers, "stop", &body.text).await
+}
+
+/// Starts one instance, where the caps allow it.
+#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/start",
+    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
+    request_body = Option<StartRequest>, responses(
+    (status = 200, body = OperationView), (status = 202, body = OperationView),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn start(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Json<StartRequest>,
+) -> Result<Response, Refusal> {
+    let target = decode_path(path)?;
+    change(engine, peer, right, target, Wish::Start, body.value.dry_run, &headers, "start", &body.text).await
+}
+
+/// Lifts the hold `needs-attention`, after a fresh look.
+#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/clear-hold",
+    params(("kind" = String, Path), ("name" = String, Path)), responses(
+    (status = 200, body = Instance),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn clear_hold(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Response, Refusal> {
+    let target = decode_path(path)?;
+    Ok(one_instance(&engine.clear_hold(&peer, &target).await?))
+}
+
+/// The host: what it has, what is promised, what is free.
+#[utoipa::path(get, path = "/v1/capacity", responses(
+    (status = 200, body = Capacity),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn capacity(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+) -> Result<Response, Refusal> {
+    anywhere(&engine, &peer, right)?;
+    Ok(json(StatusCode::OK, &engine.capacity().await))
+}
+
+/// The sizes of the config file.
+#[utoipa::path(get, path = "/v1/sizes", responses(
+    (status = 200, body = SizeList),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn sizes(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+) -> Result<Response, Refusal> {
+    anywhere(&engine, &peer, right)?;
+    Ok(json(StatusCode::OK, &engine.sizes()))
+}
+
+/// The newest operations that the caller may see.
+#[utoipa::path(get, path = "/v1/operations", params(OperationsQuery), responses(
+    (status = 200, body = OperationList),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn operations(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    query: Result<Query<OperationsQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let query = decode_query(query)?;
+    let reference = match query.reference.as_deref().map(str::parse).transpose()? {
+        None => None,
+        Some(Target::Full(reference)) => Some(reference),
+        Some(Target::Bare(_)) => {
+            return Err(Problem::new(Code::InvalidRequest, "ref must name the kind, as in vm/web").into());
+        }
+    };
+    let items = engine.operations(&peer, reference.as_ref(), query.limit.unwrap_or(DEFAULT_OPERATIONS));
+    Ok(json(StatusCode::OK, &OperationList { items }))
+}
+
+/// One operation.
+#[utoipa::path(get, path = "/v1/operations/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = OperationView),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn operation(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    let Path(id) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
+    Ok(json(StatusCode::OK, &engine.operation(&peer, &id)?))
+}
+
+/// Whether agentd and its backends are well.
+#[utoipa::path(get, path = "/v1/health", responses(
+    (status = 200, body = Health),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn health(AxumState(engine): AxumState<Engine>) -> Response {
+    json(StatusCode::OK, &engine.health().await)
+}
+
+/// What all changes share: the headers that steer them, and how long the reply may take.
+#[allow(clippy::too_many_arguments, reason = "the parts of one request, taken apart by its handler")]
+async fn change(
+    engine: Engine,
+    peer: Peer,
+    right: Right,
+    target: Target,
+    wish: Wish,
+    dry_run: bool,
+    headers: &HeaderMap,
+    verb: &str,
+    text: &[u8],
+) -> Result<Response, Refusal> {
+    let if_version = match text_header(headers, header::IF_MATCH.as_str())? {
+        Some("*") | None => None,
+        Some(tag) => Some(tag.trim_start_matches("W/").trim_matches('"').to_owned()),
+    };
+    let request = format!("{verb} {target:?} {if_version:?} {}", String::from_utf8_lossy(text));
+    let key = text_header(headers, "idempotency-key")?.map(|key| (key.to_owned(), request));
+    let bound = prefer_wait(headers)?;
+    let ask = Ask { target, wish, right, dry_run, if_version };
+    let submitted = engine.submit(peer, ask, key)?;
+    let id = submitted.id.clone();
+    let reply = match bound {
+        None => submitted.reply().await,
+        Some(bound) => match tokio::time::timeout(bound, submitted.reply()).await {
+            Ok(reply) => reply,
+            Err(_) => return Ok(running(&engine, &id)),
+        },
+    };
+    let view = reply?;
+    let status = if view.outcome == Outcome::Running { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let mut response = json(status, &view);
+    let etag = view.instance.as_ref().and_then(|instance| format!("\"{}\"", instance.version).parse().ok());
+    if let Some(etag) = etag {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    Ok(response)
+}
+
+/// The reply to a caller that doesn't want to wait longer: where to look.
+fn running(engine: &Engine, id: &str) -> Response {
+    let mut response = match engine.running(id) {
+        Some(view) => json(StatusCode::ACCEPTED, &view),
+        None => Refusal::from(Problem::new(Code::Busy, "the change still waits for its turn")
+            .hint("send it again with the same Idempotency-Key to hear how it ends"))
+        .into_response(),
+    };
+    if let Ok(location) = format!("/v1/operations/{id}").parse() {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// Whether a caller has a right anywhere at all.
+fn anywhere(engine: &Engine, peer: &Peer, right: Right) -> Result<(), Problem> {
+    match engine.settings().access.decide(&peer.caller, right, None) {
+        Decision::Allowed { .. } => Ok(()),
+        _ => Err(Problem::new(Code::Forbidden, format!("uid {} has no right `{right}`", peer.who.uid))
+            .hint("an [[access]] rule of the config file would have to give it")),
+    }
+}
+
+fn decode_path(path: Result<Path<(String, String)>, PathRejection>) -> Result<Target, Problem> {
+    let Path((kind, name)) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
+    Ok(Target::Full(Ref::new(kind.parse()?, &name)?))
+}
+
+fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    match query {
+        Ok(Query(query)) => Ok(query),
+        Err(rejection) => Err(Problem::new(Code::InvalidRequest, rejection.body_text())
+            .hint("GET /v1/openapi.json lists what each route takes")),
+    }
+}
+
+fn duration(field: &str, text: Option<&str>) -> Result<Option<Duration>, Problem> {
+    let Some(text) = text else { return Ok(None) };
+    let invalid = |why: String| Problem::new(Code::InvalidRequest, format!("{field}: {why}")).hint("such as 30s or 5m");
+    // A bare 0 is clear enough.
+    let time = if text == "0" { Duration::ZERO } else { parse_duration(text).map_err(|e| invalid(e.to_string()))? };
+    if time > LONGEST_WAIT {
+        return Err(invalid(format!("{text} is longer than the longest, 1h")));
+    }
+    Ok(Some(time))
+}
+
+fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let invalid = |why: &str| Problem::new(Code::InvalidRequest, format!("the header {name} {why}"));
+    if values.next().is_some() {
+        return Err(invalid("is there twice"));
+    }
+    match value.to_str() {
+        Ok(text) if (1..=255).contains(&text.len()) => Ok(Some(text)),
+        Ok(_) => Err(invalid("must have 1 to 255 characters")),
+        Err(_) => Err(invalid("must be plain text")),
+    }
+}
+
+/// `Prefer: wait=N`, RFC 7240; other preferences are not ours.
+fn prefer_wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    for preference in values.flat_map(|value| value.split(',')) {
+        if let Some(seconds) = preference.trim().strip_prefix("wait=") {
+            let seconds = seconds.trim_matches('"').parse().map_err(|_| {
+                Problem::new(Code::InvalidRequest, "Prefer: wait takes a whole number of seconds")
+            })?;
+            return Ok(Some(Duration::from_secs(seconds)));
+        }
+    }
+    Ok(None)
+}

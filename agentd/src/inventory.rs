@@ -1,0 +1,225 @@
+//! The book: what is known of every instance and what each is charged, under one synchronous lock that is never held over
+//! a call to a backend. Knows nothing of how observations are made.
+//!
+//! Listings run beside changes, so an observation may be older than what the book already has: each observation carries the
+//! [`Moment`] at which it was begun, and an older one never replaces a newer one. An instance with a change in flight takes
+//! no observation but the change's own.
+
+use std::collections::BTreeMap;
+
+use agentd_core::api::{Hold, HoldKind, Instance};
+use agentd_core::config::Config;
+use agentd_core::instance::{Kind, Observed, Ref};
+use agentd_core::ledger::{Charge, Ledger};
+use agentd_core::plan::{HostCapacity, caps, charge_of};
+
+/// A point in the order of observations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+/// What is known of one instance.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// The latest observation.
+    pub observed: Observed,
+    /// Changes with identity, boot, state, accepted, persistent and holds; never used twice.
+    pub version: String,
+    /// What blocks its changes.
+    pub holds: Vec<Hold>,
+    /// When the observation was begun.
+    seen: Moment,
+    /// Whether a change of it is in flight.
+    busy: bool,
+}
+
+/// Everything that is known, and the ledger over it.
+#[derive(Debug)]
+pub struct Book {
+    known: BTreeMap<Ref, Known>,
+    ledger: Ledger,
+    clock: u64,
+    versions: u64,
+    /// Keeps versions of two lives of the daemon apart.
+    epoch: String,
+    unavailable: BTreeMap<Kind, String>,
+}
+
+impl Book {
+    /// An empty book. `epoch` must differ from that of every earlier life of the daemon.
+    pub fn new(config: &Config, host: HostCapacity, epoch: String) -> Self {
+        Book {
+            known: BTreeMap::new(),
+            ledger: Ledger::new(caps(config, host)),
+            clock: 0,
+            versions: 0,
+            epoch,
+            unavailable: BTreeMap::new(),
+        }
+    }
+
+    /// Another config: other caps, other limits, other charges.
+    pub fn set_config(&mut self, config: &Config, host: HostCapacity) {
+        let known = &self.known;
+        self.ledger.set_caps(caps(config, host), |reference| match known.get(reference) {
+            Some(known) => config.rules_for(reference.as_str(), &known.observed.labels).matching,
+            None => config.rules_for(reference.as_str(), &BTreeMap::new()).matching,
+        });
+        for (reference, known) in &self.known {
+            let limits = config.rules_for(reference.as_str(), &known.observed.labels).matching;
+            self.ledger.observe(reference, charge_of(&known.observed, config), &limits);
+        }
+    }
+
+    /// The beginning of an observation.
+    pub fn moment(&mut self) -> Moment {
+        self.clock += 1;
+        Moment(self.clock)
+    }
+
+    /// Takes an observation of one instance that was begun at `begun`. Ignored where something newer is known, or where a
+    /// change is in flight and this isn't its own.
+    pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config, own: bool) {
+        let reference = observed.reference.clone();
+        let old = self.known.get(&reference);
+        if old.is_some_and(|old| old.seen > begun || (old.busy && !own)) {
+            return;
+        }
+        let replaced = old.is_some_and(|old| old.observed.id != observed.id);
+        let busy = old.is_some_and(|old| old.busy);
+        // Another instance under the same name starts without the holds of the one before.
+        let holds = if replaced { Vec::new() } else { old.map(|old| old.holds.clone()).unwrap_or_default() };
+        let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed) || old.holds != holds);
+        let version = match old {
+            Some(old) if !changed => old.version.clone(),
+            _ => self.next_version(),
+        };
+        let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
+        self.ledger.observe(&reference, charge_of(&observed, config), &limits);
+        self.known.insert(reference, Known { observed, version, holds, seen: begun, busy });
+    }
+
+    /// Takes a full listing of one kind that was begun at `begun`: what it doesn't have is gone.
+    pub fn record_listing(&mut self, kind: Kind, listing: Vec<Observed>, begun: Moment, config: &Config) {
+        self.unavailable.remove(&kind);
+        let mut gone: Vec<Ref> = self
+            .known
+            .iter()
+            .filter(|(reference, known)| reference.kind() == kind && known.seen <= begun && !known.busy)
+            .map(|(reference, _)| reference.clone())
+            .collect();
+        gone.retain(|reference| !listing.iter().any(|observed| observed.reference == *reference));
+        for reference in gone {
+            self.forget(&reference);
+        }
+        for observed in listing {
+            self.record(observed, begun, config, false);
+        }
+    }
+
+    /// A backend that does not answer: what is known of its instances stands, and so do their charges.
+    pub fn record_unavailable(&mut self, kind: Kind, why: String) {
+        self.unavailable.insert(kind, why);
+    }
+
+    /// Drops an instance that is gone.
+    pub fn forget(&mut self, reference: &Ref) {
+        if self.known.get(reference).is_some_and(|known| !known.busy) {
+            self.known.remove(reference);
+            self.ledger.forget(reference);
+        }
+    }
+
+    /// Drops an instance that is known to be gone, whatever was in flight on it.
+    pub fn drop_gone(&mut self, reference: &Ref) {
+        self.known.remove(reference);
+        self.ledger.release(reference, Charge::ZERO);
+        self.ledger.forget(reference);
+    }
+
+    /// Begins a change: the charge is reserved and other observations stay out.
+    pub fn begin(&mut self, reference: &Ref, charge: Charge) {
+        self.ledger.reserve(reference, charge);
+        if let Some(known) = self.known.get_mut(reference) {
+            known.busy = true;
+        }
+    }
+
+    /// Ends a change with what was observed at its end. Without an observation, or with an outcome that nobody knows, the
+    /// charge stays until one is had.
+    pub fn end(&mut self, reference: &Ref, observed: Option<(Observed, Moment)>, config: &Config, known_outcome: bool) {
+        if let Some((observed, begun)) = observed {
+            let charge = charge_of(&observed, config);
+            self.record(observed, begun, config, true);
+            if known_outcome {
+                self.ledger.release(reference, charge);
+            }
+        }
+        if let Some(known) = self.known.get_mut(reference) {
+            known.busy = false;
+        }
+    }
+
+    /// Puts a hold on an instance.
+    pub fn hold(&mut self, reference: &Ref, hold: HoldKind, reason: String) {
+        let version = self.next_version();
+        if let Some(known) = self.known.get_mut(reference) {
+            known.holds.retain(|known| known.hold != hold);
+            known.holds.push(Hold { hold, reason });
+            known.version = version;
+        }
+    }
+
+    /// Lifts a hold; whether there was one.
+    pub fn lift(&mut self, reference: &Ref, hold: HoldKind) -> bool {
+        let version = self.next_version();
+        let Some(known) = self.known.get_mut(reference) else { return false };
+        let before = known.holds.len();
+        known.holds.retain(|known| known.hold != hold);
+        let lifted = known.holds.len() < before;
+        if lifted {
+            known.version = version;
+        }
+        lifted
+    }
+
+    /// What is known of one instance.
+    pub fn get(&self, reference: &Ref) -> Option<&Known> {
+        self.known.get(reference)
+    }
+
+    /// Everything that is known, by kind and name.
+    pub fn all(&self) -> impl Iterator<Item = &Known> {
+        self.known.values()
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The kinds whose backend does not answer, with the reason.
+    pub fn unavailable(&self) -> &BTreeMap<Kind, String> {
+        &self.unavailable
+    }
+
+    /// One instance as it goes on the wire.
+    pub fn instance(&self, known: &Known) -> Instance {
+        let charge = self.ledger.charge(&known.observed.reference);
+        Instance::new(&known.observed, known.version.clone(), charge, known.holds.clone())
+    }
+
+    fn next_version(&mut self) -> String {
+        self.versions += 1;
+        format!("{}-{:x}", self.epoch, self.versions)
+    }
+}
+
+/// What a version stands for, apart from holds.
+fn fingerprint(observed: &Observed) -> impl PartialEq {
+    (
+        (observed.id.clone(), observed.boot.clone(), observed.state),
+        (observed.cpus.accepted, observed.cpus.persistent),
+        (observed.cpu_limit.accepted, observed.cpu_limit.persistent),
+        (observed.memory.accepted, observed.memory.persistent),
+    )
+}
