@@ -15,7 +15,7 @@ use crate::units::{Amount, ByteCount, Cpus, Limit, Quantity};
 /// A field of an instance in its five values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity"))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
 pub struct FieldView<T> {
     /// The backend's present target.
     pub accepted: Option<Limit<T>>,
@@ -234,7 +234,7 @@ fn present<'de, D: Deserializer<'de>, T: Quantity>(deserializer: D) -> Result<Op
 /// What became of one field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity"))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
 pub struct ChangeOf<T> {
     /// What was accepted before.
     pub before: Option<Limit<T>>,
@@ -377,7 +377,7 @@ pub struct OperationList {
 /// One dimension of the host's capacity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity"))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
 pub struct CapacityOf<T> {
     /// What the host has, or the config says it has.
     pub total: T,

@@ -56,7 +56,10 @@ impl Sum {
     fn charge(self) -> Charge {
         Charge {
             cpus: u64::try_from(self.cpus).map_or(Cpus::MAX, |m| Cpus::from_millis(m).min(Cpus::MAX)),
-            memory: u64::try_from(self.memory).ok().and_then(|b| ByteCount::from_bytes(b).ok()).unwrap_or(ByteCount::MAX),
+            memory: u64::try_from(self.memory)
+                .ok()
+                .and_then(|b| ByteCount::from_bytes(b).ok())
+                .unwrap_or(ByteCount::MAX),
         }
     }
 }
@@ -194,7 +197,8 @@ impl Ledger {
             let allowed = Charge { cpus: cpus.unwrap_or(Cpus::MAX), memory: memory.unwrap_or(ByteCount::MAX) };
             let others_cpus = sum.cpus - u128::from(now.cpus.millis());
             let others_memory = sum.memory - u128::from(now.memory.bytes());
-            let over_cpus = cpus.is_some_and(|c| others_cpus + u128::from(wanted.cpus.millis()) > u128::from(c.millis()));
+            let over_cpus =
+                cpus.is_some_and(|c| others_cpus + u128::from(wanted.cpus.millis()) > u128::from(c.millis()));
             let over_memory =
                 memory.is_some_and(|m| others_memory + u128::from(wanted.memory.bytes()) > u128::from(m.bytes()));
             let resource = if wanted.cpus > now.cpus && over_cpus {

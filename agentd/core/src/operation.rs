@@ -246,8 +246,20 @@ impl Operation {
         }
         let up = observed.state.is_up();
         self.outcome = match self.verb {
-            Verb::Start => if up { Outcome::Changed } else { Outcome::RolledBack },
-            Verb::Stop => if up { Outcome::RolledBack } else { Outcome::Changed },
+            Verb::Start => {
+                if up {
+                    Outcome::Changed
+                } else {
+                    Outcome::RolledBack
+                }
+            }
+            Verb::Stop => {
+                if up {
+                    Outcome::RolledBack
+                } else {
+                    Outcome::Changed
+                }
+            }
             Verb::Resize => match self.targets.standing(observed) {
                 Standing::Asked => Outcome::Changed,
                 Standing::Before => Outcome::RolledBack,

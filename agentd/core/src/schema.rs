@@ -29,18 +29,18 @@ impl ComposeSchema for ByteCount {
     }
 }
 
-impl<T: ComposeSchema> ComposeSchema for Limit<T> {
+impl<T: ToSchema> ComposeSchema for Limit<T> {
     fn compose(_: Composed) -> RefOr<Schema> {
         let none = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["none"]));
-        OneOfBuilder::new().item(T::compose(Vec::new())).item(none).into()
+        OneOfBuilder::new().item(T::schema()).item(none).into()
     }
 }
 
-impl<T: ComposeSchema> ComposeSchema for Amount<T> {
+impl<T: ToSchema> ComposeSchema for Amount<T> {
     fn compose(_: Composed) -> RefOr<Schema> {
         let text = ObjectBuilder::new().schema_type(Type::String);
         let text = text.description(Some("with a unit, or relative with a leading + or -"));
-        OneOfBuilder::new().item(T::compose(Vec::new())).item(text).into()
+        OneOfBuilder::new().item(T::schema()).item(text).into()
     }
 }
 
@@ -56,13 +56,13 @@ impl ToSchema for ByteCount {
     }
 }
 
-impl<T: ToSchema + ComposeSchema> ToSchema for Limit<T> {
+impl<T: ToSchema> ToSchema for Limit<T> {
     fn name() -> Cow<'static, str> {
         format!("Limit_{}", T::name()).into()
     }
 }
 
-impl<T: ToSchema + ComposeSchema> ToSchema for Amount<T> {
+impl<T: ToSchema> ToSchema for Amount<T> {
     fn name() -> Cow<'static, str> {
         format!("Amount_{}", T::name()).into()
     }

@@ -99,7 +99,11 @@ pub(super) fn refusal(inputs: &Inputs<'_>, refused: &Refused, wanted: Charge) ->
         Resource::Cpus => {
             let reading = &inputs.observed.cpus;
             resource = "CPUs";
-            let most = [reading.ceiling, inputs.rules.max_cpus.map(|bound| bound.value)].into_iter().flatten().min().unwrap_or(Cpus::MAX);
+            let most = [reading.ceiling, inputs.rules.max_cpus.map(|bound| bound.value)]
+                .into_iter()
+                .flatten()
+                .min()
+                .unwrap_or(Cpus::MAX);
             let largest_cpus = most.min(round_down_cpus(refused.largest.cpus, reading.grain));
             (allowed, committed) = (refused.allowed.cpus.to_string(), refused.committed.cpus.to_string());
             more = wanted.cpus.saturating_sub(refused.now.cpus).to_string();
@@ -126,7 +130,11 @@ pub(super) fn refusal(inputs: &Inputs<'_>, refused: &Refused, wanted: Charge) ->
             resource = "of memory";
             let overhead = if vm { capacity.vm_overhead } else { ByteCount::ZERO };
             let room = refused.largest.memory.saturating_sub(overhead).round_down_to(reading.grain);
-            let most = [reading.ceiling, inputs.rules.max_memory.map(|bound| bound.value)].into_iter().flatten().min().unwrap_or(ByteCount::MAX);
+            let most = [reading.ceiling, inputs.rules.max_memory.map(|bound| bound.value)]
+                .into_iter()
+                .flatten()
+                .min()
+                .unwrap_or(ByteCount::MAX);
             let largest_memory = most.min(room);
             (allowed, committed) = (refused.allowed.memory.to_string(), refused.committed.memory.to_string());
             more = wanted.memory.saturating_sub(refused.now.memory).to_string();

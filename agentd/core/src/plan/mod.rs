@@ -25,7 +25,7 @@ use crate::error::{Code, Problem};
 use crate::instance::{Field, Observed, Reading, Ref};
 use crate::ledger::{Charge, Ledger};
 use crate::operation::Identity;
-use crate::units::{ByteCount, Cpus, Limit};
+use crate::units::{ByteCount, Cpus, Limit, Quantity};
 
 /// What a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +158,7 @@ pub struct Step {
 
 /// The value of one field before, and the value asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
 pub struct Aim<T> {
     /// Before: of what runs where that is changed, else of what is saved.
     pub before: Option<Limit<T>>,
@@ -270,7 +271,9 @@ impl Inputs<'_> {
                 crate::api::HoldKind::NeedsAttention => {
                     "look at it, put right what is wrong, then clear the hold; stop still works"
                 }
-                crate::api::HoldKind::Recovering => "the hold ends by itself once its backend answers; stop still works",
+                crate::api::HoldKind::Recovering => {
+                    "the hold ends by itself once its backend answers; stop still works"
+                }
             };
             let detail = format!("{reference} is held ({}): {}", hold.hold.as_str(), hold.reason);
             return Err(Problem::new(Code::Held, detail).hint(hint));

@@ -73,7 +73,8 @@ pub fn stop(inputs: &Inputs<'_>, timeout: Option<Duration>, force: bool) -> Resu
     let over_cpus = committed.cpus.saturating_sub(own.cpus).saturating_add(wanted.cpus) > caps.cpus;
     let over_memory = committed.memory.saturating_sub(own.memory).saturating_add(wanted.memory) > caps.memory;
     if over_cpus || over_memory {
-        plan.notes.push(format!("the host is at its cap: a later start of {reference} would be refused as things stand"));
+        plan.notes
+            .push(format!("the host is at its cap: a later start of {reference} would be refused as things stand"));
     }
     Ok(plan)
 }

@@ -75,8 +75,11 @@ fn wanted(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Wanted, Proble
         return Ok(Wanted { cpus: request.cpus, cpu_limit: request.cpu_limit, memory: request.memory });
     };
     if fields {
-        return Err(Problem::new(Code::InvalidRequest, "a size sets every field, so it excludes cpus, memory and cpu_limit")
-            .hint("give either the size or the fields"));
+        return Err(Problem::new(
+            Code::InvalidRequest,
+            "a size sets every field, so it excludes cpus, memory and cpu_limit",
+        )
+        .hint("give either the size or the fields"));
     }
     let Some(size) = inputs.config.sizes.get(name) else {
         return Err(Problem::new(Code::NotFound, format!("there is no size {name:?} in the config"))
@@ -86,7 +89,8 @@ fn wanted(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Wanted, Proble
     // A size without cpu_limit means none; an instance that can't have one is not asked for it.
     let cpu_limit = size.cpu_limit;
     let has_none = matches!(inputs.observed.cpu_limit.live, Ability::No(Code::Unsupported, _));
-    let cpu_limit = if vm && !(cpu_limit == Limit::Unlimited && has_none) { Some(cpu_limit.map(Amount::To)) } else { None };
+    let cpu_limit =
+        if vm && !(cpu_limit == Limit::Unlimited && has_none) { Some(cpu_limit.map(Amount::To)) } else { None };
     Ok(Wanted {
         cpus: size.cpus.map(|cpus| Limit::At(Amount::To(cpus))),
         cpu_limit,
@@ -126,10 +130,11 @@ fn place(observed: &Observed, apply: Option<Apply>, notes: &mut Vec<String>) -> 
             format!("{reference} is {}: there is nothing live to change", observed.state),
         )
         .hint("leave --live-only out to change what its next start will have")),
-        (Saved::Nowhere, Apply::NextBoot) => {
-            Err(Problem::new(Code::Unsupported, format!("{reference} is transient: it has no saved form and no next boot"))
-                .hint("leave --next-boot out"))
-        }
+        (Saved::Nowhere, Apply::NextBoot) => Err(Problem::new(
+            Code::Unsupported,
+            format!("{reference} is transient: it has no saved form and no next boot"),
+        )
+        .hint("leave --next-boot out")),
         (Saved::Nowhere, Apply::Both) => {
             notes.push(format!("{reference} is transient: the change lasts until it stops"));
             place(true, false)
@@ -204,19 +209,27 @@ fn aim<T: Quantity>(
     let before = if place.live { reading.accepted } else { reading.persistent };
     let base = || match before {
         Some(Limit::At(value)) => Ok(value),
-        Some(Limit::Unlimited) => Err(invalid(format!("{reference} has no {name} limit that a relative value could add to"))
-            .hint("give an absolute value")),
-        None => Err(invalid(format!("the present {name} of {reference} is unknown, so a relative value can't be used"))
-            .hint("give an absolute value")),
+        Some(Limit::Unlimited) => {
+            Err(invalid(format!("{reference} has no {name} limit that a relative value could add to"))
+                .hint("give an absolute value"))
+        }
+        None => {
+            Err(invalid(format!("the present {name} of {reference} is unknown, so a relative value can't be used"))
+                .hint("give an absolute value"))
+        }
     };
     let requested = match wanted {
         Limit::Unlimited => Limit::Unlimited,
         Limit::At(Amount::To(value)) => Limit::At(value),
         Limit::At(Amount::Plus(more)) => Limit::At(
-            base()?.plus(more).ok_or_else(|| invalid(format!("{name} {} + {more} is more than any host has", base_text(before))))?,
+            base()?
+                .plus(more)
+                .ok_or_else(|| invalid(format!("{name} {} + {more} is more than any host has", base_text(before))))?,
         ),
         Limit::At(Amount::Minus(less)) => Limit::At(
-            base()?.minus(less).ok_or_else(|| invalid(format!("{name} {} − {less} is below nothing", base_text(before))))?,
+            base()?
+                .minus(less)
+                .ok_or_else(|| invalid(format!("{name} {} − {less} is below nothing", base_text(before))))?,
         ),
     };
     let vm = inputs.observed.reference.kind() == Kind::Vm;
@@ -316,9 +329,12 @@ fn check_switches(inputs: &Inputs<'_>, needed: &Needed) -> Result<(), Problem> {
             Saved::Apart => (Code::RestartRequired, "--next-boot saves the change for its next start"),
             _ => (Code::Unsupported, "the config's `live = false` binds everybody"),
         };
-        return Err(Problem::new(code, format!("the config forbids live changes of {reference} ([[limit]] live = false)"))
-            .hint(hint)
-            .numbers(Numbers { config_key: Some("limit.live".into()), ..Numbers::default() }));
+        return Err(Problem::new(
+            code,
+            format!("the config forbids live changes of {reference} ([[limit]] live = false)"),
+        )
+        .hint(hint)
+        .numbers(Numbers { config_key: Some("limit.live".into()), ..Numbers::default() }));
     }
     able(inputs, Field::Cpus, &observed.cpus, needed.live.cpus, needed.saved.cpus)?;
     able(inputs, Field::CpuLimit, &observed.cpu_limit, needed.live.cpu_limit, needed.saved.cpu_limit)?;
@@ -384,7 +400,10 @@ fn check_bounds(inputs: &Inputs<'_>, targets: &Targets) -> Result<(), Problem> {
             };
             return Err(Problem::new(
                 Code::BelowMinimum,
-                format!("memory {value} is below what the config lets {} have, {least} ([[limit]] min_memory)", inputs.observed.reference),
+                format!(
+                    "memory {value} is below what the config lets {} have, {least} ([[limit]] min_memory)",
+                    inputs.observed.reference
+                ),
             )
             .hint(format!("ask for {least} or more"))
             .numbers(numbers));
@@ -499,7 +518,8 @@ fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Problem> {
     if let Some(memory) = needed.live.memory {
         let value = memory.at().unwrap_or(ByteCount::ZERO);
         wanted.memory = admission::charged_memory(inputs.observed, value, inputs.config);
-        checked.memory = if inputs.observed.memory.accepted == Some(Limit::Unlimited) { now.memory } else { wanted.memory };
+        checked.memory =
+            if inputs.observed.memory.accepted == Some(Limit::Unlimited) { now.memory } else { wanted.memory };
     }
     inputs.ledger.check(reference, checked).map_err(|refused| admission::refusal(inputs, &refused, checked))?;
     Ok(wanted.max(now))
@@ -547,7 +567,9 @@ fn ceiling<T: Quantity>(
         let problem = if vm {
             Problem::new(
                 Code::RestartRequired,
-                format!("{reference} can reach {most} {field} live, its ceiling since it started; {value} needs a restart"),
+                format!(
+                    "{reference} can reach {most} {field} live, its ceiling since it started; {value} needs a restart"
+                ),
             )
             .hint(format!("the most it can have without one is {most}; more needs a definition with a higher maximum"))
         } else {
@@ -587,9 +609,8 @@ fn steps(inputs: &Inputs<'_>, needed: &Needed, place: Place) -> Vec<Step> {
         return vec![step(observed, Scope::Both, needed.saved, UndoClass::Exact, Settle::AtOnce)];
     }
     if kind != Kind::Vm {
-        let live = (needed.live != Values::default()).then(|| {
-            step(observed, Scope::Live, needed.live, UndoClass::Exact, Settle::AtOnce)
-        });
+        let live = (needed.live != Values::default())
+            .then(|| step(observed, Scope::Live, needed.live, UndoClass::Exact, Settle::AtOnce));
         return live.into_iter().collect();
     }
     let only = |field: Field, values: &Values| match field {
@@ -619,7 +640,11 @@ fn step(observed: &Observed, scope: Scope, values: Values, class: UndoClass, set
     let kind = observed.reference.kind();
     let old = |saved: bool| Values {
         cpus: values.cpus.and(if saved { observed.cpus.persistent } else { observed.cpus.accepted }),
-        cpu_limit: values.cpu_limit.and(if saved { observed.cpu_limit.persistent } else { observed.cpu_limit.accepted }),
+        cpu_limit: values.cpu_limit.and(if saved {
+            observed.cpu_limit.persistent
+        } else {
+            observed.cpu_limit.accepted
+        }),
         memory: values.memory.and(if saved { observed.memory.persistent } else { observed.memory.accepted }),
     };
     let saved = scope == Scope::Saved || !observed.state.is_up();
