@@ -8,11 +8,17 @@ use clap_complete::Shell;
 
 /// Change the CPU and memory of virtual machines, containers and units while they run.
 #[derive(Debug, Parser)]
-#[command(name = "ctl", version, max_term_width = 100, propagate_version = false, disable_help_subcommand = true,
+#[command(
+    name = "ctl",
+    version,
+    max_term_width = 100,
+    propagate_version = false,
+    disable_help_subcommand = true,
     after_help = "Exit codes: 0 done or already so · 1 failed, everything is as it was · 2 usage · 3 agentd or a backend is \
 unreachable · 4 refused by capacity or limits · 5 not permitted · 6 not found or ambiguous · 7 partial, or the outcome is \
 unknown · 8 accepted, the guest has not obeyed yet · 9 not possible live, or not supported · 10 busy, held, in the wrong \
-state, or changed meanwhile")]
+state, or changed meanwhile"
+)]
 pub(crate) struct Args {
     /// What applies to every command.
     #[command(flatten)]
@@ -79,7 +85,9 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  ctl check-config\n  ctl check-config ./agentd.toml")]
     CheckConfig(CheckConfig),
     /// Write completions for a shell
-    #[command(after_help = "Examples:\n  ctl completions bash > /etc/bash_completion.d/ctl\n  source <(ctl completions zsh)")]
+    #[command(
+        after_help = "Examples:\n  ctl completions bash > /etc/bash_completion.d/ctl\n  source <(ctl completions zsh)"
+    )]
     Completions {
         /// The shell
         shell: Shell,
