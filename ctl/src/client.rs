@@ -2,7 +2,8 @@
 //! when a connection breaks; knows no command and prints nothing.
 //!
 //! `ureq` over a transport of our own, and not hyper: ctl asks one thing at a time, so a runtime would be start time for
-//! nothing (measured beside this: CHANGELOG of the commit), and not our own reading of HTTP either. ureq's transport traits
+//! nothing . Nor our own reading of HTTP on `httparse`: lengths, chunks and
+//! deadlines are where such code goes wrong, and ureq starts as fast. ureq's transport traits
 //! are outside of its semver promise, hence the `~` in Cargo.toml; `socket.rs` is all that depends on them.
 
 mod socket;
@@ -94,6 +95,8 @@ enum Broken {
 pub(crate) struct Client {
     agent: ureq::Agent,
     socket: PathBuf,
+    /// The pauses before each new try.
+    pauses: &'static [Duration],
 }
 
 impl Client {
@@ -107,7 +110,7 @@ impl Client {
             .user_agent(concat!("ctl/", env!("CARGO_PKG_VERSION")))
             .build();
         let agent = ureq::Agent::with_parts(config, Connection::to(socket), socket::NoNames);
-        Client { agent, socket: socket.to_owned() }
+        Client { agent, socket: socket.to_owned(), pauses: &RETRY_PAUSES }
     }
 
     /// Asks a question, which may be asked again at will.
@@ -137,7 +140,7 @@ impl Client {
     pub(crate) fn change(&self, change: &Change) -> Result<Reply, Failure> {
         let key = new_key()?;
         let deadline = Instant::now() + CHANGE_TIME;
-        let mut pauses = RETRY_PAUSES.iter();
+        let mut pauses = self.pauses.iter();
         let mut first = None;
         loop {
             let why = match self.send(change, &key, deadline) {

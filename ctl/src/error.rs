@@ -1,6 +1,8 @@
 //! How a command ends badly, in one form wherever it comes from: the server's problem document, or what ctl saw itself.
 //! Knows the exit codes; knows no terminal.
 
+use std::ops::Deref;
+
 use agentd_core::api::StepView;
 use agentd_core::error::{Code, Problem};
 use serde::Deserialize;
@@ -11,9 +13,13 @@ const UNREACHABLE_EXIT: u8 = 3;
 /// The exit code of an outcome that nobody knows.
 const UNKNOWN_EXIT: u8 = 7;
 
-/// Why a command ended badly.
+/// Why a command ended badly. Boxed, because every result carries room for it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Failure {
+pub(crate) struct Failure(Box<Parts>);
+
+/// What there is to say about a failure.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Parts {
     /// The code in words.
     pub(crate) code: String,
     /// What happened.
@@ -30,6 +36,14 @@ pub(crate) struct Failure {
     pub(crate) exit: u8,
     /// The problem document, for `-o json`.
     pub(crate) document: Value,
+}
+
+impl Deref for Failure {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 /// What ctl reads of a problem document: less than it can have, so that a newer server's is understood too.
@@ -56,7 +70,7 @@ impl Failure {
             let start: String = body.chars().take(200).collect();
             return Failure::internal(format!("agentd answered with status {status} and no problem document: {start}"));
         };
-        Failure {
+        Failure(Box::new(Parts {
             exit: exit_of(&told.code, status),
             code: told.code,
             detail: told.detail,
@@ -65,7 +79,7 @@ impl Failure {
             outcome: told.outcome,
             steps: told.steps.into_iter().filter_map(|step| serde_json::from_value(step).ok()).collect(),
             document,
-        }
+        }))
     }
 
     /// Nobody answers at the socket.
@@ -90,16 +104,8 @@ impl Failure {
         if let (Some(hint), Value::Object(members)) = (&hint, &mut document) {
             members.insert("hint".into(), hint.clone().into());
         }
-        Failure {
-            code: code.to_owned(),
-            detail,
-            hint,
-            operation: None,
-            outcome: None,
-            steps: Vec::new(),
-            exit,
-            document,
-        }
+        let (code, steps) = (code.to_owned(), Vec::new());
+        Failure(Box::new(Parts { code, detail, hint, operation: None, outcome: None, steps, exit, document }))
     }
 }
 
@@ -107,7 +113,7 @@ impl Failure {
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         let mut failure = Failure::local(problem.code.as_str(), problem.code.exit(), problem.detail, problem.hint);
-        if let Value::Object(members) = &mut failure.document {
+        if let Value::Object(members) = &mut failure.0.document {
             members.insert("status".into(), problem.code.http().into());
         }
         failure

@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_line_fits_its_width_and_replaces_the_one_before() {
         let text = line("vm/web: libvirt\u{1b} setMemory live 400 MiB", Duration::from_secs(12), 30);
-        assert_eq!(text, "\rvm/web: libvirt\\u{1b} s…  12 s\u{1b}[K");
+        assert_eq!(text, "\rvm/web: libvirt\\u{1b} …  12 s\u{1b}[K");
         assert!(text.trim_start_matches('\r').trim_end_matches("\u{1b}[K").chars().count() < 30);
     }
 

@@ -109,7 +109,7 @@ fn unreadable(failure: Failure, dry_run: bool) -> Failure {
     if dry_run {
         return failure;
     }
-    let hint = failure.hint.unwrap_or_default();
+    let hint = failure.hint.clone().unwrap_or_default();
     Failure::outcome_unknown(format!("the change was answered, but {}", failure.detail), hint)
 }
 

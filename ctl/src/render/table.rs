@@ -162,15 +162,24 @@ pub(crate) fn capacity(capacity: &Capacity, width: Option<usize>) -> String {
             of.reserved.to_string(),
             format!("{:?}", of.overcommit),
             of.allowed.to_string(),
-            format!("{}{}", of.committed, over(of.over)),
+            of.committed.to_string(),
             of.free.to_string(),
         ]
     }
     let titles = ["total", "reserved", "overcommit", "allowed", "committed", "free"];
     let columns = column(&capacity.cpus).into_iter().zip(column(&capacity.memory));
-    let rows =
-        titles.iter().zip(columns).map(|(title, (cpus, memory))| vec![(*title).to_owned(), cpus, memory]).collect();
-    let mut out = lay(&["HOST", "CPUS", "MEMORY"], &[Left, Right, Right], rows, width);
+    let over_cap = match (capacity.cpus.over, capacity.memory.over) {
+        (true, true) => "OVER the cap",
+        (true, false) => "CPUs OVER the cap",
+        (false, true) => "memory OVER the cap",
+        (false, false) => "",
+    };
+    let row = |(title, (cpus, memory)): (&str, (String, String))| {
+        let mark = if title == "committed" { over_cap } else { "" };
+        vec![title.to_owned(), cpus, memory, mark.to_owned()]
+    };
+    let rows = titles.into_iter().zip(columns).map(row).collect();
+    let mut out = lay(&["HOST", "CPUS", "MEMORY", ""], &[Left, Right, Right, Left], rows, width);
 
     let kinds = capacity.by_kind.iter().map(|(kind, used)| {
         let up = format!("{} of {}", used.up, used.instances);
@@ -187,7 +196,7 @@ pub(crate) fn capacity(capacity: &Capacity, width: Option<usize>) -> String {
                 clean(&limit.pattern),
                 of(limit.committed.cpus.to_string(), limit.total_cpus.map(|total| total.to_string())),
                 of(limit.committed.memory.to_string(), limit.total_memory.map(|total| total.to_string())),
-                over(limit.over).trim_start().to_owned(),
+                if limit.over { "OVER" } else { "" }.to_owned(),
             ]
         });
         out += "\n";
@@ -204,10 +213,6 @@ pub(crate) fn capacity(capacity: &Capacity, width: Option<usize>) -> String {
         out += &paragraph(&format!("unlimited, charged what they use now: {}", names.join(", ")), 2, width);
     }
     out
-}
-
-const fn over(over: bool) -> &'static str {
-    if over { "  OVER" } else { "" }
 }
 
 /// What to say on standard error of backends that don't answer.
