@@ -1,1 +1,199 @@
-fn main() {}
+//! agentd: changes CPU and memory of running VMs, containers and units, live, under one set of host caps. This file reads
+//! the command line, wires the parts together and follows signals; what they do is in their modules.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd::backend::{self, Backend};
+use agentd::engine::Engine;
+use agentd::journal::MemoryJournal;
+use agentd::socket::Socket;
+use agentd::{http, settings};
+use agentd_core::config::Config;
+use anyhow::Context;
+use clap::Parser;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How often the whole inventory is listed while nobody asks.
+const LISTING: Duration = Duration::from_secs(30);
+
+/// Changes CPU and memory of running VMs and containers, live, under one set of host caps.
+#[derive(Debug, Parser)]
+#[command(name = "agentd", version)]
+struct Args {
+    /// The config file.
+    #[arg(long, default_value = "/etc/agentd/agentd.toml")]
+    config: PathBuf,
+    /// The socket to serve, in place of the config's; one that systemd passes wins over both.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Where state is kept, in place of the config's.
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
+    /// Check the config file and end.
+    #[arg(long)]
+    check: bool,
+    /// A fake engine for VMs, described by this file; for tests.
+    #[cfg(feature = "fake")]
+    #[arg(long, hide = true, env = "AGENTD_FAKE")]
+    fake: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("agentd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = settings::read(&args.config)?;
+    if args.check {
+        println!("{}: no faults", args.config.display());
+        return Ok(());
+    }
+    log_to_journal_or_stderr();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")?;
+    runtime.block_on(serve(args, config))
+}
+
+fn log_to_journal_or_stderr() {
+    let filter = EnvFilter::try_from_env("AGENTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    // systemd says in this variable that stderr is the journal; then the fields go there as fields.
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journal {
+        Some(journal) => registry.with(journal).init(),
+        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false)).init(),
+    }
+}
+
+async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
+    let state_dir = args.state_dir.clone().unwrap_or_else(|| config.server.state_dir.clone());
+    let _lock = lock(&state_dir)?;
+    let path = args.socket.clone().unwrap_or_else(|| config.server.socket.clone());
+    let (listener, _leftover) = Socket::open(&path)?.split();
+
+    let backends = backends(args, &config)?;
+    let settings = settings::resolve(config)?;
+    for note in &settings.notes {
+        tracing::warn!("{note}");
+    }
+    let engine = Engine::new(backends, settings, Arc::new(MemoryJournal::default()), epoch());
+    let fresh = engine.clone();
+    tokio::spawn(async move { fresh.keep_fresh(LISTING).await });
+
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
+    tracing::info!(socket = %path.display(), "serving");
+    notify(&[sd_notify::NotifyState::Ready]);
+    http::serve(listener, engine, stopped).await.context("the socket can't be served any more")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// One agentd a state directory: two would promise the same capacity twice.
+fn lock(state_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
+    std::fs::create_dir_all(state_dir).with_context(|| format!("{} can't be made", state_dir.display()))?;
+    let path = state_dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("{} can't be opened", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        anyhow::anyhow!(
+            "{} is in use by another agentd ({errno}); stop it first, or use another --state-dir",
+            state_dir.display()
+        )
+    })
+}
+
+fn backends(args: &Args, config: &Config) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
+    let mut backends: Vec<Arc<dyn Backend>> = Vec::new();
+    #[cfg(feature = "fake")]
+    if let Some(path) = &args.fake {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+        let spec = serde_json::from_str(&text).with_context(|| format!("{} is no fake engine", path.display()))?;
+        backends.push(Arc::new(backend::fake::Fake::new(spec)));
+    }
+    #[cfg(not(feature = "fake"))]
+    let _ = args;
+    if let Some(libvirt) = &config.libvirt
+        && backends.is_empty()
+    {
+        backends.push(Arc::new(backend::libvirt::Libvirt::new(libvirt.uri.clone())));
+    }
+    if let Some(docker) = &config.docker {
+        backends.push(Arc::new(backend::docker::Docker::new(docker.socket.clone())));
+    }
+    Ok(backends)
+}
+
+/// What keeps versions of two lives of the daemon apart.
+fn epoch() -> String {
+    ulid::Ulid::new().to_string().to_lowercase()
+}
+
+/// SIGTERM and SIGINT end the daemon after what is under way; SIGHUP reads the config file again.
+async fn follow_signals(engine: Engine, config: PathBuf, stop: watch::Sender<bool>) {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+        tracing::error!("signals can't be followed");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => reload(&engine, &config),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // The server ends once nobody listens to this any more, too.
+    let _ = stop.send(true);
+}
+
+/// Takes a valid new config file whole; an invalid one, or one that changes `[server]`, changes nothing and is said.
+fn reload(engine: &Engine, path: &Path) {
+    let now = engine.settings();
+    let rejected = match settings::read(path) {
+        Err(error) => error.to_string(),
+        Ok(config) if !same_server(&config, &now.config) => "it changes [server], which takes a restart".to_owned(),
+        Ok(config) => match settings::resolve(config) {
+            Ok(settings) => {
+                tracing::info!(config = %path.display(), "config reloaded");
+                engine.set_settings(settings);
+                return;
+            }
+            Err(error) => error.to_string(),
+        },
+    };
+    tracing::error!(config = %path.display(), "the config file was not reloaded: {rejected}");
+    engine.note(format!("the config file was not reloaded, the one before is in force: {rejected}"));
+}
+
+/// Whether `[server]` is the same but for the kill switch, which is there to be thrown on a running daemon.
+fn same_server(new: &Config, now: &Config) -> bool {
+    let mut new = new.clone();
+    new.server.read_only = now.server.read_only;
+    new.same_server(now)
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}

@@ -127,11 +127,7 @@ impl Fake {
     /// A fake engine from its description.
     pub fn new(spec: FakeSpec) -> Self {
         let machine = |spec: FakeInstance| {
-            let held = Held {
-                cpus: Limit::At(spec.cpus),
-                cpu_limit: Limit::Unlimited,
-                memory: Limit::At(spec.memory),
-            };
+            let held = Held { cpus: Limit::At(spec.cpus), cpu_limit: Limit::Unlimited, memory: Limit::At(spec.memory) };
             let mut observed = held;
             if spec.silent {
                 observed.memory = Limit::At(spec.max_memory);

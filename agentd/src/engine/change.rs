@@ -268,7 +268,9 @@ impl Engine {
         let (uid, pid) = (operation.who.uid, operation.who.pid);
         let (id, instance, outcome) = (&operation.id, &operation.reference, operation.outcome.as_str());
         match &operation.problem {
-            None => tracing::info!(operation = %id, %instance, uid, pid, outcome, verb = %operation.verb, "change ended"),
+            None => {
+                tracing::info!(operation = %id, %instance, uid, pid, outcome, verb = %operation.verb, "change ended")
+            }
             Some((code, detail)) => {
                 tracing::warn!(operation = %id, %instance, uid, pid, outcome, %code, verb = %operation.verb, "{detail}");
             }

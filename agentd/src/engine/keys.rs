@@ -20,7 +20,7 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 const MOST: usize = 16_384;
 
 /// What a change came to.
-pub type Reply = Result<OperationView, Failure>;
+pub(super) type Reply = Result<OperationView, Failure>;
 
 /// A change that was taken on.
 #[derive(Debug, Clone)]
@@ -67,7 +67,9 @@ impl Keys {
         }
         kept.retain(|_, entry| entry.born.elapsed() < KEPT);
         while kept.len() >= MOST {
-            let Some(oldest) = kept.iter().min_by_key(|(_, entry)| entry.born).map(|(key, _)| key.clone()) else { return };
+            let Some(oldest) = kept.iter().min_by_key(|(_, entry)| entry.born).map(|(key, _)| key.clone()) else {
+                return;
+            };
             kept.remove(&oldest);
         }
     }
@@ -86,8 +88,11 @@ impl Engine {
             if kept.request == request {
                 return Ok(kept.submitted.clone());
             }
-            return Err(Problem::new(Code::IdempotencyMismatch, "this Idempotency-Key came with another request before")
-                .hint("use a new key for a new request"));
+            return Err(Problem::new(
+                Code::IdempotencyMismatch,
+                "this Idempotency-Key came with another request before",
+            )
+            .hint("use a new key for a new request"));
         }
         Keys::make_room(&mut keys);
         let submitted = self.spawn(peer, ask, Some(place.clone()));

@@ -7,6 +7,8 @@
 mod change;
 mod keys;
 mod read;
+#[cfg(test)]
+mod tests;
 mod unsettled;
 
 use std::collections::{BTreeMap, HashMap};
@@ -97,15 +99,9 @@ pub struct Engine {
 
 impl Engine {
     /// An engine over these backends, one a kind. `epoch` must differ from that of every earlier life.
-    pub fn new(
-        backends: Vec<Arc<dyn Backend>>,
-        settings: Settings,
-        journal: Arc<dyn Journal>,
-        epoch: String,
-    ) -> Self {
-        let source = |backend: Arc<dyn Backend>| {
-            (backend.kind(), Source { backend, listed: tokio::sync::Mutex::default() })
-        };
+    pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings, journal: Arc<dyn Journal>, epoch: String) -> Self {
+        let source =
+            |backend: Arc<dyn Backend>| (backend.kind(), Source { backend, listed: tokio::sync::Mutex::default() });
         let book = Mutex::new(Book::new(&settings.config, settings.host, epoch));
         Engine {
             inner: Arc::new(Inner {
@@ -129,6 +125,16 @@ impl Engine {
         let settings = Arc::new(settings);
         self.book().set_config(&settings.config, settings.host);
         *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// Puts a note on the settings in force, for `ctl health`; the next reload that is taken drops it.
+    pub fn note(&self, note: String) {
+        let mut settings = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = settings.notes.clone();
+        notes.retain(|known| *known != note);
+        notes.push(note);
+        let Settings { config, access, host, .. } = &**settings;
+        *settings = Arc::new(Settings { config: config.clone(), access: access.clone(), host: *host, notes });
     }
 
     /// The record of operations.
@@ -164,8 +170,7 @@ impl Engine {
     /// Whether a caller may do this to an instance. An instance that its rules don't match is `not-found` to it.
     fn authorize(&self, peer: &Peer, right: Right, observed: &Observed) -> Result<(), Problem> {
         let reference = &observed.reference;
-        let decision =
-            self.settings().access.decide(&peer.caller, right, Some((reference.as_str(), &observed.labels)));
+        let decision = self.settings().access.decide(&peer.caller, right, Some((reference.as_str(), &observed.labels)));
         tracing::debug!(uid = peer.who.uid, instance = %reference, %right, ?decision, "access");
         match decision {
             Decision::Allowed { .. } => Ok(()),
@@ -206,7 +211,8 @@ impl Engine {
             Target::Full(reference) => return self.observe(reference.kind(), reference.name(), Look::Plain).await,
             Target::Bare(name) => name,
         };
-        let kinds: Vec<Kind> = self.inner.sources.keys().copied().filter(|kind| Ref::new(*kind, name).is_ok()).collect();
+        let kinds: Vec<Kind> =
+            self.inner.sources.keys().copied().filter(|kind| Ref::new(*kind, name).is_ok()).collect();
         let looks = kinds.iter().map(|kind| self.observe(*kind, name, Look::Plain));
         let mut found = Vec::new();
         let mut down = None;
@@ -314,9 +320,13 @@ fn not_found(name: &str) -> Problem {
 /// A backend's error with what to do about it.
 fn explain(kind: Kind, error: BackendError) -> Problem {
     let hint = match (&error, kind) {
-        (BackendError::Unavailable(_), Kind::Vm) => "see `systemctl status libvirtd virtqemud`; other kinds go on working",
+        (BackendError::Unavailable(_), Kind::Vm) => {
+            "see `systemctl status libvirtd virtqemud`; other kinds go on working"
+        }
         (BackendError::Unavailable(_), _) => "see `systemctl status docker`; other kinds go on working",
-        (BackendError::Overloaded(_), _) => "calls to this engine hang; see what it is doing before more is asked of it",
+        (BackendError::Overloaded(_), _) => {
+            "calls to this engine hang; see what it is doing before more is asked of it"
+        }
         _ => return error.into(),
     };
     Problem::from(error).hint(hint)

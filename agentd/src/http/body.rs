@@ -43,6 +43,12 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Json<T> {
                 .hint("send the header `Content-Type: application/json`")
                 .into());
         }
+        // serde takes an array for a struct, field by field; on the wire that would be a guess.
+        if !text.trim_ascii_start().starts_with(b"{") {
+            return Err(Problem::new(Code::InvalidRequest, "the body must be a JSON object")
+                .hint("GET /v1/openapi.json describes what can be sent")
+                .into());
+        }
         match serde_json::from_slice(&text) {
             Ok(value) => Ok(Json { value, text }),
             Err(error) => Err(Problem::new(Code::InvalidRequest, format!("the body can't be understood: {error}"))
@@ -55,14 +61,12 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Json<T> {
 async fn read(body: Body) -> Result<Vec<u8>, Problem> {
     match tokio::time::timeout(ARRIVAL, Limited::new(body, BODY_BYTES).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes().to_vec()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Problem::new(
-            Code::BodyTooLarge,
-            format!("the body is longer than {} KiB", BODY_BYTES / 1024),
-        )),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Problem::new(Code::BodyTooLarge, format!("the body is longer than {} KiB", BODY_BYTES / 1024)))
+        }
         Ok(Err(error)) => Err(Problem::new(Code::InvalidRequest, format!("the body broke off: {error}"))),
-        Err(_) => Err(Problem::new(
-            Code::RequestTimeout,
-            format!("the body did not arrive within {} s", ARRIVAL.as_secs()),
-        )),
+        Err(_) => {
+            Err(Problem::new(Code::RequestTimeout, format!("the body did not arrive within {} s", ARRIVAL.as_secs())))
+        }
     }
 }

@@ -52,7 +52,8 @@ impl Crowd {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = counts.values().sum();
         let own = counts.entry(uid).or_default();
-        let fits = if uid == 0 { all < CONNECTIONS } else { *own < CONNECTIONS_A_UID && all < CONNECTIONS - ROOT_PLACES };
+        let fits =
+            if uid == 0 { all < CONNECTIONS } else { *own < CONNECTIONS_A_UID && all < CONNECTIONS - ROOT_PLACES };
         if !fits {
             return None;
         }

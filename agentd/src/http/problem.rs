@@ -26,9 +26,7 @@ impl IntoResponse for Refusal {
         let Failure { problem, operation } = *self.0;
         let code = problem.code;
         let mut response = json(status(code), &document(problem, operation));
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if code.http() == 503 || code.http() == 429 {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -79,8 +77,8 @@ pub(super) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
 
 /// Answers a connection for which there is no place, whatever it would have asked.
 pub(super) async fn turn_away(mut stream: UnixStream) {
-    let problem = Problem::new(Code::Overloaded, "there are too many connections")
-        .hint("close some, or try again in a moment");
+    let problem =
+        Problem::new(Code::Overloaded, "there are too many connections").hint("close some, or try again in a moment");
     let body = serde_json::to_string(&document(problem, None)).unwrap_or_default();
     let reply = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\

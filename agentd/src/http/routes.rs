@@ -413,8 +413,10 @@ async fn change(
 fn running(engine: &Engine, id: &str) -> Response {
     let mut response = match engine.running(id) {
         Some(view) => json(StatusCode::ACCEPTED, &view),
-        None => Refusal::from(Problem::new(Code::Busy, "the change still waits for its turn")
-            .hint("send it again with the same Idempotency-Key to hear how it ends"))
+        None => Refusal::from(
+            Problem::new(Code::Busy, "the change still waits for its turn")
+                .hint("send it again with the same Idempotency-Key to hear how it ends"),
+        )
         .into_response(),
     };
     if let Ok(location) = format!("/v1/operations/{id}").parse() {
@@ -475,9 +477,10 @@ fn prefer_wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     for preference in values.flat_map(|value| value.split(',')) {
         if let Some(seconds) = preference.trim().strip_prefix("wait=") {
-            let seconds = seconds.trim_matches('"').parse().map_err(|_| {
-                Problem::new(Code::InvalidRequest, "Prefer: wait takes a whole number of seconds")
-            })?;
+            let seconds = seconds
+                .trim_matches('"')
+                .parse()
+                .map_err(|_| Problem::new(Code::InvalidRequest, "Prefer: wait takes a whole number of seconds"))?;
             return Ok(Some(Duration::from_secs(seconds)));
         }
     }

@@ -6,6 +6,8 @@ mod admission;
 mod power;
 mod resize;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use std::fmt;

@@ -1,0 +1,366 @@
+//! The planner on observations made by hand: the very steps, and every refusal with its code and numbers.
+
+use std::collections::BTreeMap;
+
+use super::{HostCapacity, Inputs, Plan, Reached, caps, charge_of, reached, resize, start, stop};
+use crate::api::{Hold, HoldKind, ResizeRequest};
+use crate::config::Config;
+use crate::error::{Code, Problem};
+use crate::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use crate::ledger::{Charge, Ledger};
+use crate::units::{ByteCount, Cpus, Limit};
+
+const MIB: fn(u32) -> ByteCount = ByteCount::mib;
+const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(8192) };
+
+fn same<T: Copy>(value: Limit<T>, grain: T, least: T, ceiling: Option<T>) -> Reading<T> {
+    Reading {
+        accepted: Some(value),
+        observed: Some(value),
+        confirmed: None,
+        persistent: Some(value),
+        ceiling,
+        saved_ceiling: ceiling,
+        grain,
+        least,
+        live: Ability::Yes,
+        unlimit: Ability::Yes,
+    }
+}
+
+/// A running VM: 2 of 4 vCPUs, 1 of 2 GiB, no cpu_limit, 300 MiB in use.
+fn vm() -> Observed {
+    Observed {
+        reference: Ref::new(Kind::Vm, "web").unwrap(),
+        id: "uuid".into(),
+        boot: Some("1".into()),
+        state: State::Running,
+        saved: Saved::Apart,
+        cpus: same(Limit::At(Cpus::whole(2)), Cpus::whole(1), Cpus::whole(1), Some(Cpus::whole(4))),
+        cpu_limit: same(Limit::Unlimited, Cpus::from_millis(1), Cpus::from_millis(10), None),
+        memory: same(Limit::At(MIB(1024)), ByteCount::new(4096).unwrap(), MIB(1), Some(MIB(2048))),
+        used: Usage::Known(MIB(300)),
+        demand: Demand { cpus: Some(Limit::At(Cpus::whole(2))), memory: Some(Limit::At(MIB(2048))) },
+        labels: BTreeMap::new(),
+        notes: Vec::new(),
+        unchangeable: None,
+        native: serde_json::json!({"quota": 33333}),
+    }
+}
+
+/// A running container: 0.5 CPUs, 64 MiB, 10 MiB in use.
+fn container() -> Observed {
+    let cpus = Limit::At(Cpus::from_millis(500));
+    Observed {
+        reference: Ref::new(Kind::Container, "db").unwrap(),
+        saved: Saved::Together,
+        cpus: same(cpus, Cpus::from_millis(1), Cpus::from_millis(10), Some(Cpus::whole(8))),
+        cpu_limit: Reading::absent(Cpus::from_millis(1), "a container has cpus for that"),
+        memory: same(Limit::At(MIB(64)), ByteCount::new(4096).unwrap(), MIB(6), None),
+        used: Usage::Known(MIB(10)),
+        demand: Demand { cpus: Some(cpus), memory: Some(Limit::At(MIB(64))) },
+        ..vm()
+    }
+}
+
+fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Inputs<'_>) -> T) -> T {
+    let config = Config::parse("test", config).unwrap();
+    let rules = config.rules_for(observed.reference.as_str(), &observed.labels);
+    let capacity = &config.capacity;
+    let host = HostCapacity { cpus: capacity.cpus.or_host(HOST.cpus), memory: capacity.memory.or_host(HOST.memory) };
+    let mut ledger = Ledger::new(caps(&config, host));
+    ledger.observe(&observed.reference, charge_of(observed, &config), &rules.matching);
+    run(&Inputs { observed, holds: &[], config: &config, rules: &rules, host, ledger: &ledger })
+}
+
+fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
+    let request: ResizeRequest = serde_json::from_value(body).unwrap();
+    with(observed, config, |inputs| resize(inputs, &request))
+}
+
+fn steps(plan: &Plan) -> Vec<&str> {
+    plan.steps.iter().map(|step| step.what.as_str()).collect()
+}
+
+#[track_caller]
+fn refused(observed: &Observed, config: &str, body: serde_json::Value, code: Code) -> Problem {
+    let problem = plan(observed, config, body.clone()).expect_err(&body.to_string());
+    assert_eq!(problem.code, code, "{body}: {problem}");
+    problem
+}
+
+#[test]
+fn steps_run_from_the_surest_to_undo_to_the_least_sure() {
+    let plan = plan(&vm(), "", serde_json::json!({"cpus": 4, "memory": "2G", "cpu_limit": 1.5})).unwrap();
+    assert_eq!(
+        steps(&plan),
+        [
+            "libvirt setVcpus saved 4",
+            "libvirt setSchedulerParameters saved global_quota 1.5",
+            "libvirt setMemory saved 2 GiB",
+            "libvirt setSchedulerParameters live global_quota 1.5",
+            "libvirt setMemory live 2 GiB",
+            "libvirt setVcpus live 4",
+        ]
+    );
+    assert_eq!(plan.steps[5].undo_what.as_deref(), Some("libvirt setVcpus live 2"));
+    assert_eq!(plan.charge, Charge { cpus: Cpus::whole(4), memory: MIB(2048 + 200) });
+}
+
+#[test]
+fn a_container_gets_one_call_for_all_fields() {
+    let plan = plan(&container(), "", serde_json::json!({"cpus": 1.5, "memory": "128M"})).unwrap();
+    assert_eq!(steps(&plan), ["docker update cpus 1.5 memory 128 MiB"]);
+    assert_eq!(plan.steps[0].undo_what.as_deref(), Some("docker update cpus 0.5 memory 64 MiB"));
+}
+
+#[test]
+fn only_the_named_field_is_touched_and_what_is_already_so_needs_no_step() {
+    let one = plan(&vm(), "", serde_json::json!({"memory": "1536M"})).unwrap();
+    assert_eq!(steps(&one), ["libvirt setMemory saved 1536 MiB", "libvirt setMemory live 1536 MiB"]);
+    assert!(plan(&vm(), "", serde_json::json!({"memory": "1G", "cpus": 2})).unwrap().steps.is_empty());
+    let mut differs = vm();
+    differs.cpus.persistent = Some(Limit::At(Cpus::whole(3)));
+    assert_eq!(steps(&plan(&differs, "", serde_json::json!({"cpus": 2})).unwrap()), ["libvirt setVcpus saved 2"]);
+}
+
+#[test]
+fn live_only_and_next_boot_touch_their_side_only() {
+    let live = plan(&vm(), "", serde_json::json!({"cpus": 3, "apply": "live"})).unwrap();
+    assert_eq!(steps(&live), ["libvirt setVcpus live 3"]);
+    let saved = plan(&vm(), "", serde_json::json!({"cpus": 3, "apply": "next-boot"})).unwrap();
+    assert_eq!(steps(&saved), ["libvirt setVcpus saved 3"]);
+    for apply in ["live", "next-boot"] {
+        refused(&container(), "", serde_json::json!({"cpus": 1, "apply": apply}), Code::Unsupported);
+    }
+}
+
+#[test]
+fn a_stopped_vm_is_changed_for_its_next_start_and_admitted_then() {
+    let stopped = Observed { state: State::Stopped, boot: None, ..vm() };
+    let config = "[capacity]\ncpus = 2\n";
+    let plan_ = plan(&stopped, config, serde_json::json!({"cpus": 4})).unwrap();
+    assert_eq!(steps(&plan_), ["libvirt setVcpus saved 4"]);
+    refused(&stopped, "", serde_json::json!({"cpus": 4, "apply": "live"}), Code::InvalidState);
+    refused(&stopped, "", serde_json::json!({"cpus": 5}), Code::Unsupported);
+    let cap = "[[limit]]\nmatch = \"vm/*\"\nmax_cpus = 3\n";
+    refused(&stopped, cap, serde_json::json!({"cpus": 4}), Code::LimitExceeded);
+}
+
+#[test]
+fn a_transient_vm_is_changed_live_and_says_so() {
+    let mut transient = Observed { saved: Saved::Nowhere, ..vm() };
+    transient.cpus.persistent = None;
+    let plan_ = plan(&transient, "", serde_json::json!({"cpus": 3})).unwrap();
+    assert_eq!(steps(&plan_), ["libvirt setVcpus live 3"]);
+    assert!(plan_.notes[0].contains("transient"));
+    refused(&transient, "", serde_json::json!({"cpus": 3, "apply": "next-boot"}), Code::Unsupported);
+}
+
+#[test]
+fn relative_values_become_absolute_in_the_plan() {
+    let plan_ = plan(&vm(), "", serde_json::json!({"cpus": "+1", "memory": "-512M"})).unwrap();
+    assert!(steps(&plan_).contains(&"libvirt setVcpus live 3"));
+    assert!(steps(&plan_).contains(&"libvirt setMemory live 512 MiB"));
+    refused(&vm(), "", serde_json::json!({"cpus": "-3"}), Code::InvalidRequest);
+    refused(&vm(), "", serde_json::json!({"cpu_limit": "+1"}), Code::InvalidRequest);
+}
+
+#[test]
+fn values_that_cant_be_meant_are_invalid() {
+    for body in [
+        serde_json::json!({}),
+        serde_json::json!({"cpus": 0}),
+        serde_json::json!({"cpus": "-2"}),
+        serde_json::json!({"cpus": 1.5}),
+        serde_json::json!({"cpus": "none"}),
+        serde_json::json!({"cpus": null}),
+        serde_json::json!({"memory": 0}),
+        serde_json::json!({"memory": "none"}),
+        serde_json::json!({"size": "small", "cpus": 1}),
+    ] {
+        refused(&vm(), "[sizes.small]\ncpus = 1\n", body, Code::InvalidRequest);
+    }
+    refused(&vm(), "", serde_json::json!({"size": "none such"}), Code::NotFound);
+}
+
+#[test]
+fn the_least_that_an_engine_takes_is_kept_to() {
+    refused(&container(), "", serde_json::json!({"cpus": 0.001}), Code::BelowMinimum);
+    refused(&container(), "", serde_json::json!({"memory": 6 * 1024 * 1024 - 4096}), Code::BelowMinimum);
+    let rounded = plan(&container(), "", serde_json::json!({"memory": (80 << 20) + 1})).unwrap();
+    assert!(rounded.notes[0].contains("rounded up"), "{:?}", rounded.notes);
+}
+
+#[test]
+fn a_refusal_by_the_hosts_cap_shows_the_arithmetic() {
+    let config = "[capacity]\ncpus = 4\nreserved_cpus = 1\ncpu_overcommit = 1.0\n";
+    let problem = refused(&vm(), config, serde_json::json!({"cpus": 4}), Code::CapacityExceeded);
+    assert_eq!(
+        problem.detail,
+        "the host allows 3 CPUs ((4 − 1 reserved) × 1.0, [capacity] cpu_overcommit), 2 are committed, \
+         vm/web asks for 2 more"
+    );
+    assert_eq!(problem.hint.as_deref(), Some("the most vm/web can have now is 3 CPUs"));
+    let numbers = problem.numbers.unwrap();
+    assert_eq!(numbers.largest_feasible, Some(3.into()));
+    assert!(plan(&vm(), config, serde_json::json!({"cpus": 3})).is_ok());
+}
+
+#[test]
+fn the_largest_memory_told_fits_with_its_overhead_and_one_page_more_does_not() {
+    let config = "[capacity]\nmemory = \"2000MiB\"\nreserved_memory = 0\n";
+    let problem = refused(&vm(), config, serde_json::json!({"memory": "2G"}), Code::CapacityExceeded);
+    let largest = problem.numbers.unwrap().largest_feasible.unwrap().as_u64().unwrap();
+    assert_eq!(ByteCount::new(largest), Some(MIB(2000 - 200)));
+    assert!(plan(&vm(), config, serde_json::json!({"memory": largest})).is_ok());
+    refused(&vm(), config, serde_json::json!({"memory": largest + 4096}), Code::CapacityExceeded);
+}
+
+#[test]
+fn a_limits_total_binds_its_matches_together() {
+    let config = "[[limit]]\nmatch = \"vm/*\"\ntotal_cpus = 3\n";
+    let problem = refused(&vm(), config, serde_json::json!({"cpus": 4}), Code::CapacityExceeded);
+    assert!(problem.detail.contains("the limit on \"vm/*\""), "{problem}");
+}
+
+#[test]
+fn beyond_the_ceiling_a_vm_needs_a_restart_and_the_ceiling_is_named() {
+    let problem = refused(&vm(), "", serde_json::json!({"cpus": 5}), Code::RestartRequired);
+    assert!(problem.detail.contains("can reach 4 cpus"), "{problem}");
+    refused(&vm(), "", serde_json::json!({"memory": "3G"}), Code::RestartRequired);
+    refused(&vm(), "[scaling]\nmax_cpus = 3\n", serde_json::json!({"cpus": 4}), Code::LimitExceeded);
+}
+
+#[test]
+fn bounds_stop_what_moves_out_and_let_back_in_what_is_out_already() {
+    let config = "[[limit]]\nmatch = \"*\"\nmax_cpus = 1\nmin_memory = \"1500MiB\"\n";
+    refused(&vm(), config, serde_json::json!({"cpus": 3}), Code::LimitExceeded);
+    let mut big = vm();
+    big.cpus = same(Limit::At(Cpus::whole(4)), Cpus::whole(1), Cpus::whole(1), Some(Cpus::whole(4)));
+    assert!(plan(&big, config, serde_json::json!({"cpus": 2})).is_ok());
+    refused(&vm(), config, serde_json::json!({"memory": "900M"}), Code::BelowMinimum);
+    assert!(plan(&vm(), config, serde_json::json!({"memory": "1200M"})).is_ok());
+}
+
+#[test]
+fn what_is_in_use_is_never_taken() {
+    let problem = refused(&vm(), "", serde_json::json!({"memory": "360M"}), Code::BelowMinimum);
+    assert_eq!(problem.numbers.unwrap().smallest_feasible, Some((364 << 20).into()));
+    assert!(plan(&vm(), "", serde_json::json!({"memory": "364M"})).is_ok());
+    let unknown = Observed { used: Usage::Unknown, ..vm() };
+    refused(&unknown, "", serde_json::json!({"memory": "900M"}), Code::BelowMinimum);
+    let silent = Observed { used: Usage::Silent, ..vm() };
+    refused(&silent, "", serde_json::json!({"memory": "900M"}), Code::GuestSilent);
+    let rule = |word: &str| format!("[[limit]]\nmatch = \"*\"\nshrink = \"{word}\"\n");
+    assert!(plan(&unknown, &rule("always"), serde_json::json!({"memory": "100M"})).is_ok());
+    refused(&vm(), &rule("never"), serde_json::json!({"memory": "900M"}), Code::BelowMinimum);
+    refused(&container(), "", serde_json::json!({"memory": "20M"}), Code::BelowMinimum);
+}
+
+#[test]
+fn a_limit_is_taken_away_only_where_the_config_says_so() {
+    let body = serde_json::json!({"cpus": "none"});
+    refused(&container(), "", body.clone(), Code::LimitExceeded);
+    let config = "[[limit]]\nmatch = \"*\"\nunlimited = true\n";
+    assert_eq!(steps(&plan(&container(), config, body).unwrap()), ["docker update cpus none"]);
+    assert!(plan(&vm(), "", serde_json::json!({"cpu_limit": 0.5})).is_ok());
+    let mut capped = vm();
+    capped.cpu_limit.accepted = Some(Limit::At(Cpus::from_millis(500)));
+    assert!(plan(&capped, "", serde_json::json!({"cpu_limit": "none"})).is_ok());
+}
+
+#[test]
+fn what_cant_be_taken_back_says_so_before_it_is_done() {
+    let mut made_with_cpus = container();
+    made_with_cpus.cpus.unlimit = Ability::OneWay("Docker drops later limits".into());
+    let config = "[[limit]]\nmatch = \"*\"\nunlimited = true\n";
+    let plan_ = plan(&made_with_cpus, config, serde_json::json!({"cpus": "none"})).unwrap();
+    assert_eq!(plan_.steps[0].undo, None);
+    assert!(plan_.notes[0].contains("can't be taken back"), "{:?}", plan_.notes);
+    let mut free = container();
+    free.memory = same(Limit::Unlimited, ByteCount::new(4096).unwrap(), MIB(6), None);
+    free.memory.unlimit = Ability::No(Code::Unsupported, "Docker keeps it".into());
+    let plan_ = plan(&free, "", serde_json::json!({"memory": "128M"})).unwrap();
+    assert_eq!((plan_.steps[0].undo.as_ref(), plan_.notes.len()), (None, 1));
+}
+
+#[test]
+fn giving_a_limit_to_what_has_none_is_admitted_on_a_full_host() {
+    let mut free = container();
+    free.cpus = same(Limit::Unlimited, Cpus::from_millis(1), Cpus::from_millis(10), None);
+    free.memory = same(Limit::Unlimited, ByteCount::new(4096).unwrap(), MIB(6), None);
+    let config = "[capacity]\ncpus = 1\nmemory = \"2G\"\n";
+    let plan_ = plan(&free, config, serde_json::json!({"cpus": 4, "memory": "1500M"})).unwrap();
+    assert_eq!(plan_.charge, Charge { cpus: Cpus::whole(4), memory: MIB(1500) });
+}
+
+#[test]
+fn holds_and_switches_refuse() {
+    let request: ResizeRequest = serde_json::from_value(serde_json::json!({"cpus": 3})).unwrap();
+    let observed = vm();
+    with(&observed, "", |inputs| {
+        let holds = [Hold { hold: HoldKind::NeedsAttention, reason: "half done".into() }];
+        let held = Inputs { holds: &holds, ..*inputs };
+        assert_eq!(resize(&held, &request).unwrap_err().code, Code::Held);
+        assert!(stop(&held, None, false).is_ok());
+    });
+    let config = "[[limit]]\nmatch = \"*\"\nlive = false\n";
+    refused(&vm(), config, serde_json::json!({"cpus": 3}), Code::RestartRequired);
+    assert!(plan(&vm(), config, serde_json::json!({"cpus": 3, "apply": "next-boot"})).is_ok());
+    refused(&container(), config, serde_json::json!({"cpus": 1}), Code::Unsupported);
+    let swarm = Observed { unchangeable: Some("swarm manages it".into()), ..container() };
+    refused(&swarm, "", serde_json::json!({"cpus": 1}), Code::Unsupported);
+}
+
+#[test]
+fn a_size_sets_every_field() {
+    let config = "[sizes.small]\ncpus = 1\nmemory = \"512M\"\n";
+    let mut capped = vm();
+    capped.cpu_limit = same(Limit::At(Cpus::from_millis(500)), Cpus::from_millis(1), Cpus::from_millis(10), None);
+    let plan_ = plan(&capped, config, serde_json::json!({"size": "small"})).unwrap();
+    assert!(steps(&plan_).contains(&"libvirt setSchedulerParameters live global_quota none"));
+    assert_eq!(plan_.steps.len(), 6);
+}
+
+#[test]
+fn start_and_stop_are_plans_too() {
+    let stopped = Observed { state: State::Stopped, boot: None, ..vm() };
+    with(&stopped, "", |inputs| assert_eq!(steps(&start(inputs).unwrap()), ["libvirt create"]));
+    with(&stopped, "", |inputs| assert!(stop(inputs, None, false).unwrap().steps.is_empty()));
+    with(&stopped, "[capacity]\nmemory = \"2G\"\n", |inputs| {
+        assert_eq!(start(inputs).unwrap_err().code, Code::CapacityExceeded);
+    });
+    let paused = Observed { state: State::Paused, ..vm() };
+    with(&paused, "", |inputs| {
+        assert_eq!(stop(inputs, None, false).unwrap_err().code, Code::InvalidState);
+        assert_eq!(steps(&stop(inputs, None, true).unwrap()), ["libvirt destroy"]);
+        assert_eq!(start(inputs).unwrap_err().code, Code::InvalidState);
+    });
+    with(&vm(), "", |inputs| {
+        assert_eq!(steps(&stop(inputs, None, true).unwrap()), ["libvirt shutdown (ACPI)", "libvirt destroy"]);
+    });
+}
+
+#[test]
+fn what_a_step_set_is_told_from_what_only_moves() {
+    let plan_ = plan(&vm(), "", serde_json::json!({"memory": "512M", "apply": "live"})).unwrap();
+    let action = &plan_.steps[0].action;
+    assert!(matches!(reached(action, &vm()), Reached::No(_)));
+    let mut moving = vm();
+    moving.memory.accepted = Some(Limit::At(MIB(512)));
+    assert!(matches!(reached(action, &moving), Reached::NotYet(_)));
+    moving.memory.observed = Some(Limit::At(MIB(512)));
+    assert_eq!(reached(action, &moving), Reached::Yes);
+}
+
+#[test]
+fn a_quota_that_the_cgroup_driver_rounds_up_by_less_than_a_hundredth_is_the_same() {
+    let plan_ = plan(&container(), "", serde_json::json!({"cpus": 1.501})).unwrap();
+    let mut seen = container();
+    seen.cpus = same(Limit::At(Cpus::from_millis(1501)), Cpus::from_millis(1), Cpus::from_millis(10), None);
+    seen.cpus.observed = Some(Limit::At(Cpus::from_millis(1510)));
+    assert_eq!(reached(&plan_.steps[0].action, &seen), Reached::Yes);
+    seen.cpus.observed = Some(Limit::At(Cpus::from_millis(1511)));
+    assert!(matches!(reached(&plan_.steps[0].action, &seen), Reached::NotYet(_)));
+}

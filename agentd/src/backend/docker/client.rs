@@ -1,0 +1,296 @@
+//! Calls to the engine: a deadline of our own around each whole call, and every way in which one can end as a
+//! [`BackendError`]. Knows nothing of what the answers mean.
+//!
+//! bollard makes a connection for each request and keeps none, so there is nothing to repair after the engine was
+//! restarted. It sends no API version in the path (0.21 joins an absolute path to its versioned base), and an engine takes
+//! that for its own newest one: no negotiation is needed, and engines that refuse old versions are served too.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::API_DEFAULT_VERSION;
+use bollard::errors::Error;
+use bollard::models::{ContainerInspectResponse, ContainerSummary, ContainerUpdateBody, SystemInfo, SystemVersion};
+use bollard::query_parameters::{
+    InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder, StartContainerOptions,
+};
+
+use crate::backend::BackendError;
+
+/// How long a question may take.
+const READ: Duration = Duration::from_secs(10);
+/// How long a change may take. The engine itself waits up to 12 s for a killed process.
+const CHANGE: Duration = Duration::from_secs(20);
+/// bollard's own limit, which ends with the headers: beyond ours, so that ours decides.
+const BOLLARD_SECONDS: u64 = 60;
+
+/// What a call does, for the words and the meaning of a failure.
+#[derive(Clone, Copy)]
+enum Call {
+    Read,
+    Change,
+}
+
+/// The engine behind one socket. Holds no connection.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Client { socket }
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(super) async fn version(&self) -> Result<SystemVersion, BackendError> {
+        let docker = self.connect()?;
+        self.run(Call::Read, "version", docker.version()).await
+    }
+
+    pub(super) async fn info(&self) -> Result<SystemInfo, BackendError> {
+        let docker = self.connect()?;
+        self.run(Call::Read, "info", docker.info()).await
+    }
+
+    /// Every container, stopped ones too.
+    pub(super) async fn list(&self) -> Result<Vec<ContainerSummary>, BackendError> {
+        let docker = self.connect()?;
+        let options = ListContainersOptionsBuilder::new().all(true).build();
+        self.run(Call::Read, "list of containers", docker.list_containers(Some(options))).await
+    }
+
+    /// `name` must have been checked: it becomes part of a path.
+    pub(super) async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, BackendError> {
+        let docker = self.connect()?;
+        let what = format!("inspect {name}");
+        self.run(Call::Read, &what, docker.inspect_container(name, None::<InspectContainerOptions>)).await
+    }
+
+    /// One update of a container by its full id.
+    pub(super) async fn update(&self, id: &str, body: ContainerUpdateBody) -> Result<(), BackendError> {
+        let docker = self.connect()?;
+        self.run(Call::Change, &format!("update {}", short(id)), docker.update_container(id, body)).await
+    }
+
+    /// Starts it. One that runs already is fine.
+    pub(super) async fn start(&self, id: &str) -> Result<(), BackendError> {
+        let docker = self.connect()?;
+        let call = docker.start_container(id, None::<StartContainerOptions>);
+        self.run(Call::Change, &format!("start {}", short(id)), call).await
+    }
+
+    /// Sends a signal to its main process.
+    pub(super) async fn signal(&self, id: &str, signal: &str) -> Result<(), BackendError> {
+        let docker = self.connect()?;
+        let options = KillContainerOptionsBuilder::new().signal(signal).build();
+        let what = format!("kill --signal {signal} {}", short(id));
+        self.run(Call::Change, &what, docker.kill_container(id, Some(options))).await
+    }
+
+    fn connect(&self) -> Result<bollard::Docker, BackendError> {
+        let Some(path) = self.socket.to_str() else {
+            return Err(BackendError::Unavailable(format!("{:?} is not a socket path in UTF-8", self.socket)));
+        };
+        bollard::Docker::connect_with_unix(path, BOLLARD_SECONDS, API_DEFAULT_VERSION).map_err(|error| match error {
+            Error::SocketNotFoundError(_) => self.unreachable("there is no such socket"),
+            error => self.unreachable(&error.to_string()),
+        })
+    }
+
+    async fn run<T>(
+        &self,
+        call: Call,
+        what: &str,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, BackendError> {
+        let deadline = match call {
+            Call::Read => READ,
+            Call::Change => CHANGE,
+        };
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.failed(call, what, &error)),
+            Err(_) => Err(self.late(call, what, deadline)),
+        }
+    }
+
+    fn late(&self, call: Call, what: &str, deadline: Duration) -> BackendError {
+        let (socket, seconds) = (self.socket.display(), deadline.as_secs());
+        BackendError::Timeout(match call {
+            Call::Read => {
+                format!("docker at {socket} took a connection and gave no answer to `{what}` within {seconds} s")
+            }
+            Call::Change => format!(
+                "docker at {socket} gave no answer to `{what}` within {seconds} s: whether it was done is unknown until it \
+                 answers again"
+            ),
+        })
+    }
+
+    /// What a failed call means.
+    fn failed(&self, call: Call, what: &str, error: &Error) -> BackendError {
+        match error {
+            Error::DockerResponseServerError { status_code, message } => refused(what, *status_code, message),
+            Error::SocketNotFoundError(_) => self.unreachable("there is no such socket"),
+            Error::HyperLegacyError { err } if err.is_connect() => self.unreachable(&root_cause(err)),
+            Error::RequestTimeoutError => self.late(call, what, Duration::from_secs(BOLLARD_SECONDS)),
+            Error::HyperLegacyError { .. } | Error::HyperResponseError { .. } | Error::IOError { .. } => {
+                let (socket, cause) = (self.socket.display(), root_cause(error));
+                match call {
+                    Call::Read => self.unreachable(&format!("the connection broke during `{what}`: {cause}")),
+                    Call::Change => BackendError::Timeout(format!(
+                        "the connection to docker at {socket} broke during `{what}` ({cause}): whether it was done is \
+                         unknown until docker answers again"
+                    )),
+                }
+            }
+            error => BackendError::Failed(format!("docker's answer to `{what}` can't be read: {error}")),
+        }
+    }
+
+    fn unreachable(&self, cause: &str) -> BackendError {
+        BackendError::Unavailable(format!(
+            "docker can't be reached at {}: {cause}; look at `systemctl status docker`",
+            self.socket.display()
+        ))
+    }
+}
+
+/// docker's own words, as the error that they are.
+fn refused(what: &str, status: u16, message: &str) -> BackendError {
+    let message = message.trim();
+    if status == 404 {
+        return BackendError::NotFound(format!("docker: {message}"));
+    }
+    if message.to_ascii_lowercase().contains("multiple ids found with provided prefix") {
+        return BackendError::Ambiguous(format!("docker: {message}"));
+    }
+    let detail = format!("docker refused `{what}`: {message} (HTTP {status})");
+    // An update answers 409 to what can't go together in a config; elsewhere 409 is about the state.
+    let about_state = status == 409 && (!what.starts_with("update") || message.contains("marked for removal"));
+    if about_state { BackendError::InvalidState(detail) } else { BackendError::Failed(detail) }
+}
+
+/// The innermost error, which names the reason: `Permission denied (os error 13)`.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+/// As people know ids.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// An engine that reads one request and then answers with these bytes and hangs up, or never answers.
+    fn engine(answer: Option<&'static str>) -> (tempfile::TempDir, Client) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                match answer {
+                    Some(answer) => drop(stream.write_all(answer.as_bytes()).await),
+                    None => held.push(stream),
+                }
+            }
+        });
+        let client = Client::new(folder.path().join("docker.sock"));
+        (folder, client)
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_unavailable_and_says_what_to_do() {
+        let Err(BackendError::Unavailable(words)) = Client::new("/nowhere/docker.sock".into()).version().await else {
+            panic!("not unavailable")
+        };
+        assert!(words.contains("/nowhere/docker.sock") && words.contains("systemctl status docker"), "{words}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_serves_is_unavailable_for_reads_and_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let client = Client::new(path);
+        for error in [client.version().await.unwrap_err(), client.start("abc").await.unwrap_err()] {
+            let BackendError::Unavailable(words) = error else { panic!("{error:?}") };
+            assert!(words.contains("refused"), "{words}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_leaves_a_change_unknown_and_a_read_undone() {
+        for broken in ["", "HTTP/1.1 200 OK\r\n"] {
+            let (_folder, client) = engine(Some(broken));
+            assert!(matches!(client.version().await, Err(BackendError::Unavailable(_))));
+            let Err(BackendError::Timeout(words)) = client.update("abc", ContainerUpdateBody::default()).await else {
+                panic!("not unknown")
+            };
+            assert!(words.contains("unknown"), "{words}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_no_answer() {
+        let (_folder, client) = engine(Some("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"Version\":"));
+        assert!(matches!(client.version().await, Err(BackendError::Unavailable(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_hangs_ends_by_our_deadline() {
+        let (_folder, client) = engine(None);
+        let began = Instant::now();
+        assert!(matches!(client.version().await, Err(BackendError::Timeout(_))));
+        assert!(matches!(client.start("abc").await, Err(BackendError::Timeout(_))));
+        assert!(began.elapsed() < READ);
+    }
+
+    #[tokio::test]
+    async fn requests_bear_no_api_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
+        let client = Client::new(folder.path().join("docker.sock"));
+        let heard = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let _ = client.inspect("web").await;
+        assert!(heard.await.unwrap().starts_with("GET /containers/web/json "));
+    }
+
+    #[test]
+    fn refusals_keep_dockers_words_and_find_their_code() {
+        let error = |what, status, message| refused(what, status, message);
+        assert!(matches!(error("inspect web", 404, "No such container: web"), BackendError::NotFound(_)));
+        assert!(matches!(error("start a", 409, "cannot start a paused container"), BackendError::InvalidState(_)));
+        assert!(
+            matches!(error("update a", 409, "Conflicting options"), BackendError::Failed(w) if w.contains("Conflicting"))
+        );
+        assert!(matches!(error("update a", 409, "container is marked for removal"), BackendError::InvalidState(_)));
+        assert!(matches!(error("update a", 400, "Minimum memory limit"), BackendError::Failed(_)));
+        assert!(matches!(error("update a", 500, "runc did not"), BackendError::Failed(_)));
+        let prefix = "Multiple IDs found with provided prefix: abcdef";
+        assert!(matches!(error("inspect abcdef", 400, prefix), BackendError::Ambiguous(_)));
+    }
+}

@@ -1,0 +1,333 @@
+//! Changes on the fake engine, through the engine's front door: what succeeds, what is refused, and what is left after each
+//! fault at each step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agentd_core::access::{AccessTable, Caller, Right};
+use agentd_core::api::{HoldKind, OperationView, ResizeRequest};
+use agentd_core::config::Config;
+use agentd_core::error::Code;
+use agentd_core::instance::{Kind, Observed, Ref, State, Target};
+use agentd_core::operation::{Outcome, StepState, Who};
+use agentd_core::plan::{HostCapacity, Values};
+use agentd_core::units::{ByteCount, Cpus, Limit};
+use proptest::prelude::*;
+
+use super::{Ask, Engine, Failure, Peer, Settings, Wish};
+use crate::backend::fake::{Fake, FakeSpec};
+use crate::backend::{Backend, Look};
+use crate::journal::MemoryJournal;
+
+const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(16 * 1024) };
+
+fn engine(spec: serde_json::Value, config: &str) -> (Engine, Arc<Fake>) {
+    let spec: FakeSpec = serde_json::from_value(spec).unwrap();
+    let fake = Arc::new(Fake::new(spec));
+    let config = Config::parse("test", config).unwrap();
+    let settings = Settings { config, access: AccessTable::new(Vec::new(), 0), host: HOST, notes: Vec::new() };
+    let backends: Vec<Arc<dyn Backend>> = vec![Arc::clone(&fake) as Arc<dyn Backend>];
+    (Engine::new(backends, settings, Arc::new(MemoryJournal::default()), "test".into()), fake)
+}
+
+/// One VM `web`: 2 of 4 vCPUs, 1 of 4 GiB, 200 MiB in use, and these faults.
+fn web(faults: &serde_json::Value) -> serde_json::Value {
+    serde_json::json!({
+        "instances": [{"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"}],
+        "faults": faults,
+    })
+}
+
+const CONFIG: &str = "[capacity]\nreserved_memory = 0\nvm_overhead = 0\n";
+
+fn peer() -> Peer {
+    Peer {
+        caller: Caller { uid: 0, gid: 0, groups: Vec::new() },
+        who: Who { uid: 0, gid: 0, pid: 1, command: "test".into() },
+    }
+}
+
+fn reference() -> Ref {
+    Ref::new(Kind::Vm, "web").unwrap()
+}
+
+fn ask(wish: Wish) -> Ask {
+    let right = if matches!(wish, Wish::Resize(..)) { Right::Resize } else { Right::Power };
+    Ask { target: Target::Full(reference()), wish, right, dry_run: false, if_version: None }
+}
+
+fn resize(body: &serde_json::Value, wait: Duration) -> Ask {
+    let request: ResizeRequest = serde_json::from_value(body.clone()).unwrap();
+    ask(Wish::Resize(request, wait))
+}
+
+async fn submit(engine: &Engine, ask: Ask) -> Result<OperationView, Failure> {
+    engine.submit(peer(), ask, None).unwrap().reply().await
+}
+
+async fn seen(fake: &Fake) -> Observed {
+    fake.observe("web", Look::Plain).await.unwrap()
+}
+
+const SHORT: Duration = Duration::from_millis(50);
+const GIB: ByteCount = ByteCount::mib(1024);
+
+#[tokio::test(start_paused = true)]
+async fn a_resize_changes_what_runs_and_what_is_saved_in_one_go() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let body = serde_json::json!({"cpus": 4, "memory": "2GiB", "cpu_limit": 1.5});
+    let view = submit(&engine, resize(&body, SHORT)).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Changed);
+    assert_eq!(view.steps.len(), 6);
+    let now = seen(&fake).await;
+    assert_eq!(
+        (now.cpus.observed, now.cpus.persistent),
+        (Some(Limit::At(Cpus::whole(4))), Some(Limit::At(Cpus::whole(4))))
+    );
+    assert_eq!(now.memory.observed, Some(Limit::At(ByteCount::mib(2048))));
+    assert_eq!(now.cpu_limit.persistent, Some(Limit::At(Cpus::from_millis(1500))));
+    let again = submit(&engine, resize(&body, SHORT)).await.unwrap();
+    assert_eq!((again.outcome, again.steps.len()), (Outcome::Unchanged, 0));
+}
+
+/// Every step of a resize of all fields, failing in every way that takes effect at once.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_fails_at_any_position_leaves_everything_as_it_was() {
+    for fault in ["fail", "fail-after", "lie", "unavailable"] {
+        for nth in 0..6 {
+            let faults = serde_json::json!([{"instance": "vm/web", "nth": nth, "fault": fault}]);
+            let (engine, fake) = engine(web(&faults), CONFIG);
+            let before = seen(&fake).await;
+            let body = serde_json::json!({"cpus": 4, "memory": "2GiB", "cpu_limit": 1.5});
+            let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+            let expected = if fault == "unavailable" { Code::BackendUnavailable } else { Code::BackendFailed };
+            assert_eq!(failure.problem.code, expected, "{fault} at {nth}: {}", failure.problem);
+            let view = failure.operation.unwrap();
+            assert_eq!(view.outcome, Outcome::RolledBack, "{fault} at {nth}");
+            assert_eq!(seen(&fake).await, before, "{fault} at {nth}");
+            assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(2), "{fault} at {nth}");
+            assert!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.is_empty());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undo_that_fails_too_is_partial_and_held() {
+    // The third step fails, and so does the first undo.
+    let faults = serde_json::json!([
+        {"instance": "vm/web", "nth": 2, "fault": "fail"}, {"instance": "vm/web", "nth": 3, "fault": "fail"}]);
+    let (engine, _fake) = engine(web(&faults), CONFIG);
+    let body = serde_json::json!({"cpus": 4, "memory": "2GiB", "cpu_limit": 1.5});
+    let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+    assert_eq!((failure.problem.code, failure.problem.code.exit()), (Code::Partial, 7));
+    let states: Vec<StepState> = failure.operation.unwrap().steps.iter().map(|step| step.state).collect();
+    assert_eq!(states[..3], [StepState::Undone, StepState::UndoFailed, StepState::Failed]);
+    let held = submit(&engine, resize(&serde_json::json!({"cpus": 3}), SHORT)).await.unwrap_err();
+    assert_eq!(held.problem.code, Code::Held);
+    // Stop still works, and a cleared hold lets changes through again.
+    let target = Target::Full(reference());
+    assert_eq!(engine.show(&peer(), &target).await.unwrap().holds[0].hold, HoldKind::NeedsAttention);
+    submit(&engine, ask(Wish::Stop { timeout: None, force: false })).await.unwrap();
+    assert!(engine.clear_hold(&peer(), &target).await.unwrap().holds.is_empty());
+    submit(&engine, resize(&serde_json::json!({"cpus": 3}), SHORT)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_takes_its_time_is_pending_and_keeps_its_charge() {
+    let faults = serde_json::json!([{"instance": "vm/web", "nth": 1, "fault": "guest-late"}]);
+    let (engine, fake) = engine(web(&faults), CONFIG);
+    let view = submit(&engine, resize(&serde_json::json!({"memory": "512MiB"}), SHORT)).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Pending);
+    assert_eq!(engine.book().ledger().committed().memory, GIB);
+    fake.settle();
+    engine.refresh(Duration::ZERO).await;
+    assert_eq!(engine.book().ledger().committed().memory, ByteCount::mib(512));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_guest_gets_its_old_target_back_and_nothing_else_is_changed() {
+    let spec = serde_json::json!({"instances": [
+        {"name": "web", "cpus": 1, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "silent": true}]});
+    for (shrink, steps) in [("if-unused", 0), ("always", 3)] {
+        let config = format!("{CONFIG}[[limit]]\nmatch = \"*\"\nshrink = \"{shrink}\"\n");
+        let (engine, fake) = engine(spec.clone(), &config);
+        let before = seen(&fake).await;
+        let body = serde_json::json!({"memory": "512MiB", "cpus": 2});
+        let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+        assert_eq!((failure.problem.code, failure.problem.code.exit()), (Code::GuestSilent, 8), "{shrink}");
+        assert_eq!(seen(&fake).await, before, "{shrink}");
+        let undone = failure
+            .operation
+            .map_or(0, |view| view.steps.iter().filter(|step| step.state == StepState::Undone).count());
+        assert_eq!(undone, steps, "{shrink}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_is_unknown_keeps_its_charge_and_is_settled_by_what_is_seen() {
+    for (fault, outcome, cpus) in [("hang", Outcome::RolledBack, 2), ("hang-after", Outcome::Changed, 4)] {
+        let faults = serde_json::json!([{"instance": "vm/web", "nth": 0, "fault": fault}]);
+        let (engine, _fake) = engine(web(&faults), CONFIG);
+        let body = serde_json::json!({"cpus": 4, "apply": "live"});
+        let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+        assert_eq!((failure.problem.code, failure.problem.code.exit()), (Code::BackendTimeout, 7));
+        let id = failure.operation.unwrap().operation.unwrap();
+        assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(4), "{fault}");
+        let held = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+        assert_eq!(held.problem.code, Code::Held);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(engine.operation(&peer(), &id).unwrap().outcome, outcome, "{fault}");
+        assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(cpus), "{fault}");
+        assert!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_changed_meanwhile_is_not_undone() {
+    let faults = serde_json::json!([{"instance": "vm/web", "nth": 0, "fault": "guest-late"},
+        {"instance": "vm/web", "nth": 1, "fault": "fail"}]);
+    let (engine, fake) = engine(web(&faults), CONFIG);
+    // Memory is accepted and waited for; meanwhile somebody changes it; then the vCPUs fail.
+    let body = serde_json::json!({"memory": "2GiB", "cpus": 4, "apply": "live"});
+    let running = engine.submit(peer(), resize(&body, Duration::from_secs(5)), None).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let theirs = Some(Limit::At(ByteCount::mib(1536)));
+    fake.meddle("web", &Values { memory: theirs, ..Values::default() });
+    let failure = running.reply().await.unwrap_err();
+    assert_eq!(seen(&fake).await.memory.accepted, theirs, "{}", failure.problem);
+    assert_ne!(failure.operation.unwrap().outcome, Outcome::Changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_says_which_it_was_and_is_hard_only_with_force() {
+    let stubborn = serde_json::json!({"instances": [
+        {"name": "web", "cpus": 1, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "stubborn": true}]});
+    let (engine, fake) = engine(stubborn, CONFIG);
+    let timeout = Some(SHORT);
+    let view = submit(&engine, ask(Wish::Stop { timeout, force: false })).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Pending);
+    assert_eq!(seen(&fake).await.state, State::Running);
+    let view = submit(&engine, ask(Wish::Stop { timeout, force: true })).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Changed);
+    assert!(view.notes.iter().any(|note| note.contains("hard")), "{:?}", view.notes);
+    assert_eq!(seen(&fake).await.state, State::Stopped);
+    let view = submit(&engine, ask(Wish::Stop { timeout, force: false })).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Unchanged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_passes_admission_like_a_growth() {
+    let spec = serde_json::json!({"instances": [
+        {"name": "web", "cpus": 4, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "stopped": true},
+        {"name": "db", "cpus": 6, "memory": "1GiB", "max_cpus": 8, "max_memory": "4GiB"}]});
+    let (engine, fake) = engine(spec, CONFIG);
+    engine.refresh(Duration::ZERO).await;
+    let failure = submit(&engine, ask(Wish::Start)).await.unwrap_err();
+    assert_eq!(failure.problem.code, Code::CapacityExceeded);
+    submit(&engine, resize(&serde_json::json!({"cpus": 2}), SHORT)).await.unwrap();
+    submit(&engine, ask(Wish::Start)).await.unwrap();
+    assert_eq!(seen(&fake).await.state, State::Running);
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_growth_never_passes_the_cap_and_uses_all_of_it() {
+    let instances: Vec<_> = (0..40)
+        .map(|n| serde_json::json!({"name": format!("i{n}"), "cpus": 1, "memory": "64MiB", "max_cpus": 4, "max_memory": "1GiB"}))
+        .collect();
+    let config = format!("{CONFIG}cpus = 44\n");
+    let (engine, fake) = engine(serde_json::json!({"instances": instances, "delay_ms": 5}), &config);
+    let settings = Settings {
+        config: Config::parse("test", &config).unwrap(),
+        access: AccessTable::new(Vec::new(), 0),
+        host: HostCapacity { cpus: Cpus::whole(44), ..HOST },
+        notes: Vec::new(),
+    };
+    engine.set_settings(settings);
+    let replies = (0..40).map(|n| {
+        let target = Target::Full(Ref::new(Kind::Vm, &format!("i{n}")).unwrap());
+        let ask = Ask { target, ..resize(&serde_json::json!({"cpus": "+1"}), SHORT) };
+        engine.submit(peer(), ask, None).unwrap().reply()
+    });
+    let replies = futures_util::future::join_all(replies).await;
+    let refused =
+        replies.iter().filter(|reply| matches!(reply, Err(f) if f.problem.code == Code::CapacityExceeded)).count();
+    assert_eq!((replies.iter().filter(|reply| reply.is_ok()).count(), refused), (4, 36));
+    let total: u64 = fake.list().await.unwrap().iter().map(|o| o.cpus.observed.unwrap().at().unwrap().millis()).sum();
+    assert_eq!(total, 44_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_at_a_version_and_the_run_at_it_have_the_same_steps() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let body = serde_json::json!({"cpus": "+1", "memory": "+512MiB"});
+    let planned = submit(&engine, Ask { dry_run: true, ..resize(&body, SHORT) }).await.unwrap();
+    assert_eq!((planned.outcome, planned.operation.clone()), (Outcome::Planned, None));
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(2))));
+    let if_version = planned.instance.as_ref().map(|instance| instance.version.clone());
+    let done = submit(&engine, Ask { if_version: if_version.clone(), ..resize(&body, SHORT) }).await.unwrap();
+    let whats = |view: &OperationView| view.steps.iter().map(|step| step.what.clone()).collect::<Vec<_>>();
+    assert_eq!(whats(&planned), whats(&done));
+    let late = submit(&engine, Ask { if_version, ..resize(&body, SHORT) }).await.unwrap_err();
+    assert_eq!(late.problem.code, Code::VersionMismatch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_change_runs_one_waits_and_the_next_hears_busy() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["delay_ms"] = 100.into();
+    let (engine, _fake) = engine(spec, CONFIG);
+    let bodies = [3, 4, 2].map(|cpus| resize(&serde_json::json!({"cpus": cpus}), SHORT));
+    let replies = bodies.map(|ask| engine.submit(peer(), ask, None).unwrap().reply());
+    let replies = futures_util::future::join_all(replies).await;
+    assert_eq!(replies.iter().filter(|reply| reply.is_ok()).count(), 2);
+    assert!(replies.iter().any(|reply| matches!(reply, Err(f) if f.problem.code == Code::Busy)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_idempotency_key_has_one_effect() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["delay_ms"] = 20.into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let body = serde_json::json!({"cpus": "+1"});
+    let key = || Some(("key".to_owned(), "request".to_owned()));
+    let replies = (0..20).map(|_| engine.submit(peer(), resize(&body, SHORT), key()).unwrap().reply());
+    let replies = futures_util::future::join_all(replies).await;
+    let ids: std::collections::BTreeSet<_> = replies.into_iter().map(|reply| reply.unwrap().operation).collect();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(3))));
+    let other = engine.submit(peer(), resize(&body, SHORT), Some(("key".into(), "other".into()))).unwrap_err();
+    assert_eq!(other.code, Code::IdempotencyMismatch);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Whatever is asked, whichever step fails, however it fails at once: either all of it is there or none of it.
+    #[test]
+    fn a_plans_undo_restores_what_was_observed(
+        cpus in 1_u64..5, memory in 264_u32..4096, limit in 10_u64..4000, nth in 0_usize..6, kind in 0_usize..3,
+    ) {
+        let fault = ["fail", "fail-after", "lie"][kind];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let faults = serde_json::json!([{"instance": "vm/web", "nth": nth, "fault": fault}]);
+            let (engine, fake) = engine(web(&faults), CONFIG);
+            let before = seen(&fake).await;
+            let body = serde_json::json!({"cpus": cpus, "memory": format!("{memory}MiB"),
+                "cpu_limit": Cpus::from_millis(limit)});
+            match submit(&engine, resize(&body, SHORT)).await {
+                Err(failure) => {
+                    assert_eq!(failure.problem.code, Code::BackendFailed);
+                    assert_eq!(seen(&fake).await, before);
+                }
+                Ok(view) => {
+                    // The fault lay behind the last step.
+                    assert!(view.steps.len() <= nth, "{view:?}");
+                    let now = seen(&fake).await;
+                    assert_eq!(now.cpus.persistent, Some(Limit::At(Cpus::whole(u32::try_from(cpus).unwrap()))));
+                    assert_eq!(now.memory.observed, Some(Limit::At(ByteCount::mib(memory))));
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,16 @@
+//! The daemon's parts: the outside world around agentd-core. `main.rs` wires them together.
+//!
+//! ```text
+//!   socket ─► http ─► engine ─► executor ─► backend (libvirt, docker)
+//!                       │           │
+//!                   inventory    journal
+//! ```
+
+pub mod backend;
+pub mod engine;
+pub mod executor;
+pub mod http;
+pub mod inventory;
+pub mod journal;
+pub mod settings;
+pub mod socket;
