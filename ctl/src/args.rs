@@ -30,6 +30,7 @@ pub(crate) struct Args {
 
 /// Options of every command.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// agentd's socket
     #[arg(long, global = true, env = "AGENTD_SOCKET", value_name = "PATH", default_value = "/run/agentd/agentd.sock")]
@@ -45,9 +46,8 @@ pub(crate) struct Global {
 /// What to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    // No doc comments: clap would show them, and turn the help into its long form.
     Text,
-    /// The API's own JSON, one document.
     Json,
 }
 
@@ -95,8 +95,8 @@ pub(crate) enum Command {
 }
 
 const RESIZE_HELP: &str = "\
-Bytes are in powers of 1024: 8G, 8GiB and 8192M are the same. A value with + or - is relative to the present one; none
-takes a limit away where there can be none.
+Bytes are in powers of 1024: 8G, 8GiB and 8192M are the same. A value with + or - is relative to the present one; \
+`none` takes a limit away where there can be none.
 
 Examples:
   ctl resize web --cpus 4 --memory 8GiB
@@ -167,9 +167,7 @@ pub(crate) struct Resize {
 /// When a restart is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RestartWhen {
-    /// Not at all.
     Never,
-    /// Where the change can't be made live.
     IfNeeded,
 }
 
