@@ -1,5 +1,6 @@
 //! End-to-end tests of the real binaries: this library holds what the tests under `tests/` share.
 //! It knows the daemon and the command only as programs to run, never as code.
 
+pub mod bench;
 pub mod lab;
 pub mod openapi;

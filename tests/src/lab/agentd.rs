@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -21,7 +21,8 @@ use crate::openapi::Checker;
 /// How long the daemon may take to answer for the first time.
 const START: Duration = Duration::from_secs(60);
 
-/// Where a binary of the workspace is: the environment variable's word, else beside the running test.
+/// Where a binary of the workspace is: the environment variable's word, else where cargo put it, of the same profile as the
+/// program that asks.
 ///
 /// # Errors
 /// It isn't there; the message says how to build it.
@@ -29,13 +30,10 @@ pub fn binary(variable: &str, name: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());
     }
-    // A test is target/debug/deps/NAME-HASH, an example target/debug/examples/NAME.
+    // A binary is target/PROFILE/NAME, a test target/PROFILE/deps/NAME-HASH, an example target/PROFILE/examples/NAME.
     let exe = std::env::current_exe()?;
-    let path = exe.ancestors().nth(2).context("a test is some folders deep")?.join(name);
-    if !path.exists() {
-        bail!("{} is missing: run `cargo build --workspace`, or set {variable}", path.display());
-    }
-    Ok(path)
+    let found = exe.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.with_context(|| format!("no {name} near {}: run `cargo build --workspace`, or set {variable}", exe.display()))
 }
 
 /// What `ctl` did.
