@@ -303,7 +303,10 @@ impl Calls {
 
     fn unavailable(&self, why: &str) -> BackendError {
         let service = if self.uri.starts_with("qemu:") { "libvirtd (or virtqemud)" } else { "libvirtd" };
-        BackendError::Unavailable(format!("libvirt at {} does not answer: {why}; look at the service {service}", self.uri))
+        BackendError::Unavailable(format!(
+            "libvirt at {} does not answer: {why}; look at the service {service}",
+            self.uri
+        ))
     }
 }
 
@@ -350,7 +353,10 @@ mod tests {
     }
 
     /// A job that hangs until it is told to end.
-    fn hang(calls: &Calls, domain: &str) -> (tokio::task::JoinHandle<Result<(), BackendError>>, std::sync::mpsc::Sender<()>) {
+    fn hang(
+        calls: &Calls,
+        domain: &str,
+    ) -> (tokio::task::JoinHandle<Result<(), BackendError>>, std::sync::mpsc::Sender<()>) {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let (calls, domain, ended) = (calls.clone(), domain.to_owned(), Mutex::new(ended));
         let task = tokio::spawn(async move {

@@ -9,8 +9,8 @@ use virt_sys as sys;
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
 use super::look::{self, Sighting};
-use super::reading::{disagreement, same_boot};
 use super::quota;
+use super::reading::{disagreement, same_boot};
 use crate::backend::BackendError;
 
 /// What the backend must remember of a step.
@@ -50,7 +50,11 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
         Action::Shutdown | Action::Kill => {
             check_boot(&look::sight(&domain)?, identity)?;
             job.about_to_change();
-            if *action == Action::Kill { domain.destroy()? } else { domain.shutdown()? }
+            if *action == Action::Kill {
+                domain.destroy()?
+            } else {
+                domain.shutdown()?
+            }
             Ok(Done::Plain)
         }
     }

@@ -78,7 +78,8 @@ impl Libvirt {
             Look::Plain => Duration::ZERO,
             Look::Usage(wait) => wait.min(READ_DEADLINE - BESIDE_THE_WAIT),
         };
-        let (uuid, period, wait) = (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
+        let (uuid, period, wait) =
+            (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
         let job = move |job: &calls::Job<'_>| Ok(look::ask_balloon(&job.connect.by_uuid(&uuid)?, period, wait)?);
         seen.balloon = match self.calls.run(Class::Ask, &seen.uuid, &what, job).await {
             Ok(balloon) => balloon,

@@ -214,7 +214,9 @@ fn memory(
         if !running.balloon {
             live = no("it has no balloon device".into());
         } else if running.memory_devices {
-            live = no("it has memory devices (virtio-mem or DIMM) beside its balloon, which this version doesn't resize".into());
+            live =
+                no("it has memory devices (virtio-mem or DIMM) beside its balloon, which this version doesn't resize"
+                    .into());
         } else if let Some(how) = running.pinned {
             let why = format!("its memory is {how}: the guest would lose it and the host gain none");
             notes.push(why.clone());

@@ -169,7 +169,9 @@ mod tests {
 
     #[test]
     fn a_definition_that_makes_no_sense_is_an_error() {
-        for xml in ["", "<domain/>", "<domain><memory unit='furlong'>1</memory><vcpu>1</vcpu></domain>", "<domain><memory>"] {
+        for xml in
+            ["", "<domain/>", "<domain><memory unit='furlong'>1</memory><vcpu>1</vcpu></domain>", "<domain><memory>"]
+        {
             assert!(definition(xml).is_err(), "{xml}");
         }
     }
