@@ -105,7 +105,7 @@ fn without_an_agentd_it_says_where_it_looked() -> Result<()> {
 }
 
 #[test]
-fn a_name_that_two_kinds_share_or_that_is_gone_is_told() -> Result<()> {
+fn an_id_serves_as_a_name_and_the_test_driver_does_what_it_can() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let node = TestNode::uniform(folder.path(), 2, (1, 4), (256, 1024))?;
     let config = format!("[libvirt]\nuri = \"{}\"\n[capacity]\ncpus = 16\n[scaling]\nmax_cpus = 8\n", node.uri());
