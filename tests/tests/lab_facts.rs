@@ -82,7 +82,7 @@ fn vcpu(guest: &Guest<'_>, start: Instant) {
         start.elapsed().as_secs_f64(),
         one(guest.virsh("vcpuinfo", &[]).map(|s| s.lines().filter(|l| l.starts_with("VCPU")).count().to_string())),
         guest.qemu_pid().and_then(vcpu_threads),
-        guest.stats().last().unwrap().nproc
+        guest.stats().last().map(|stat| stat.nproc)
     );
 }
 
