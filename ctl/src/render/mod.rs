@@ -55,7 +55,7 @@ impl Screen {
     pub(crate) fn failure(&self, failure: &Failure) -> Report {
         let exit = failure.exit;
         if self.json {
-            Report { out: document(&failure.document.to_string()), exit, ..Report::default() }
+            Report { out: document(&failure.document), exit, ..Report::default() }
         } else {
             Report { err: text::failure(failure, self.err_width), exit, ..Report::default() }
         }
