@@ -59,7 +59,13 @@ fn a_shrink_below_what_is_in_use_is_refused_with_the_numbers() -> Result<()> {
     let lab = Lab::new()?;
     let docker = Docker::start(&lab)?;
     let agentd = Agentd::with_config(&config(&docker)).start()?;
-    let id = docker.run_memory_eater("eater", &["-m", "128m", "--memory-swap", "128m"], 64)?;
+    let id = docker.run_memory_eater("eater", &["--cpus", "0.5", "-m", "128m", "--memory-swap", "128m"], 64)?;
+    let memory = docker.cgroup(&id)?.memory;
+    wait_until("64 MiB to be in use", LIMIT, || {
+        let usage = ["memory.usage_in_bytes", "memory.current"].map(|file| std::fs::read_to_string(memory.join(file)));
+        let usage: u64 = usage.into_iter().flatten().next().unwrap_or_default().trim().parse()?;
+        Ok((usage >= 64 * MIB).then_some(()))
+    })?;
     let (status, problem) = resize(&agentd, "eater", &json!({"memory": "48MiB"}))?;
     assert_eq!((status, &problem["code"]), (422, &json!("below-minimum")), "{problem}");
     let number = |key: &str| problem[key].as_u64().unwrap_or_default();
@@ -82,12 +88,12 @@ fn a_shrink_below_what_is_in_use_is_refused_with_the_numbers() -> Result<()> {
 fn stop_is_graceful_first_and_hard_only_with_force_and_start_is_admitted() -> Result<()> {
     let lab = Lab::new()?;
     let docker = Docker::start(&lab)?;
-    let agentd = Agentd::with_config(&config(&docker)).start()?;
+    let agentd = Agentd::with_config(&config(&docker).replace("cpus = 8", "cpus = 2")).start()?;
     let obedient = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
     let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
-    let restart = ["--cpus", "3", "-m", "64m", "--restart", "always"];
+    let restart = ["--cpus", "1", "-m", "64m", "--restart", "always"];
     docker.run_command("obedient", &restart, &["sh", "-c", obedient])?;
-    docker.run_command("stubborn", &["--cpus", "3", "-m", "64m"], &["sh", "-c", stubborn])?;
+    docker.run_command("stubborn", &["--cpus", "1", "-m", "64m"], &["sh", "-c", stubborn])?;
     let post = |name: &str, verb: &str, body: &Value| -> Result<(u16, Value)> {
         let reply = agentd.post(&format!("/v1/instances/container/{name}/{verb}"), body)?;
         Ok((reply.status, reply.json()))
@@ -101,9 +107,9 @@ fn stop_is_graceful_first_and_hard_only_with_force_and_start_is_admitted() -> Re
     let (_, reply) = post("stubborn", "stop", &json!({"timeout": "1s", "force": true}))?;
     assert_eq!((&reply["outcome"], &reply["instance"]["state"]), (&json!("changed"), &json!("stopped")), "{reply}");
     assert!(reply["notes"].to_string().contains("hard"), "{reply}");
-    // 8 CPUs: 3 + 3 fit, 3 + 6 don't.
+    // Of 2 CPUs, 1 + 1 fit and 1 + 1.5 don't.
     assert_eq!(post("obedient", "start", &json!({}))?.1["outcome"], "changed");
-    assert_eq!(resize(&agentd, "stubborn", &json!({"cpus": 6}))?.0, 200);
+    assert_eq!(resize(&agentd, "stubborn", &json!({"cpus": 1.5}))?.0, 200);
     let (status, problem) = post("stubborn", "start", &json!({}))?;
     assert_eq!((status, &problem["code"]), (429, &json!("capacity-exceeded")), "{problem}");
     docker.docker(&["pause", "obedient"])?;

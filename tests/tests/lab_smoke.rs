@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agentd_tests::lab::{Docker, Domain, Lab, Libvirt, vcpu_threads};
+use agentd_tests::lab::{Docker, Domain, Lab, Libvirt, TestNode, vcpu_threads, wait_until};
 use anyhow::Result;
 
 const MIB: u64 = 1 << 20;
@@ -75,6 +75,66 @@ fn a_busy_guest_slows_down_under_a_cpu_limit() -> Result<()> {
     guest.virsh("schedinfo", &["--live", "global_period=100000", "global_quota=25000"])?;
     let limited = rate(6)?;
     assert!(free > 0.0 && limited < free / 2.0, "{free:.0} rounds a second, then {limited:.0}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_gives_its_cpu_up_after_libvirt_has_stopped_waiting_and_a_sticky_one_never_does() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let late = Domain::new("late").vcpus(1, 3).define_and_start(&libvirt)?;
+    let sticky = Domain::new("sticky").vcpus(1, 3).flag("sticky").define_and_start(&libvirt)?;
+    for guest in [&late, &sticky] {
+        guest.virsh("setvcpus", &["2", "--live"])?;
+        guest.wait_for("two CPUs", LONG, |stat| stat.nproc == 2)?;
+    }
+    late.slow(true)?;
+    for guest in [&late, &sticky] {
+        let refused = format!("{:#}", guest.virsh("setvcpus", &["1", "--live"]).unwrap_err());
+        assert!(refused.contains("vcpu unplug request timed out"), "{refused}");
+        assert_eq!(vcpu_threads(guest.qemu_pid()?)?.len(), 2, "{}", guest.name());
+    }
+    late.slow(false)?;
+    let pid = late.qemu_pid()?;
+    wait_until("the late unplug", LONG, || Ok((vcpu_threads(pid)?.len() == 1).then_some(())))?;
+    late.wait_for("one CPU", LONG, |stat| stat.nproc == 1)?;
+    let kept = sticky.next_stats(3)?;
+    assert!(kept.iter().all(|stat| stat.nproc == 2));
+    assert_eq!(vcpu_threads(sticky.qemu_pid()?)?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn virtio_mem_grows_in_the_guest_and_a_guest_without_balloon_driver_keeps_its_memory() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let grows = Domain::new("grows").virtio_mem(256, 128).define_and_start(&libvirt)?;
+    let silent = Domain::new("silent").flag("noballoon").define_and_start(&libvirt)?;
+    let before = grows.wait_for("its 128 MiB", LONG, |stat| stat.memtotal_kib > 320 * 1024)?;
+    grows.virsh("update-memory-device", &["--live", "--requested-size", "256M"])?;
+    grows.wait_for("128 MiB more", LONG, |stat| stat.memtotal_kib > before.memtotal_kib + 100 * 1024)?;
+
+    let before = silent.next_stats(1)?[0];
+    silent.virsh("setmem", &["128M", "--live"])?;
+    assert_eq!(silent.next_stats(3)?[2].memtotal_kib, before.memtotal_kib);
+    assert!(silent.virsh("dommemstat", &[])?.contains("last_update 0"));
+    Ok(())
+}
+
+#[test]
+fn the_test_driver_has_the_domains_of_its_node_file() -> Result<()> {
+    let lab = Lab::new()?;
+    let node = TestNode::uniform(lab.dir(), 3, (2, 8), (1024, 4096))?;
+    let virsh = |args: &[&str]| lab.run("virsh", &[&["-q", "-c", &node.uri()], args].concat());
+    assert_eq!(
+        virsh(&["list", "--state-running", "--name"])?.split_whitespace().collect::<Vec<_>>(),
+        ["vm-0", "vm-1", "vm-2"]
+    );
+    assert_eq!(virsh(&["vcpucount", "vm-1", "--live", "--active"])?.trim(), "2");
+    assert_eq!(virsh(&["vcpucount", "vm-1", "--live", "--maximum"])?.trim(), "8");
+    assert!(
+        virsh(&["dominfo", "vm-2"])?.lines().any(|line| line.starts_with("Used memory") && line.contains("1048576"))
+    );
     Ok(())
 }
 

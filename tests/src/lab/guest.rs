@@ -257,6 +257,44 @@ impl Guest<'_> {
         self.libvirt.qemu_pid(&self.name)
     }
 
+    /// Slows the guest's vCPUs down to a thousandth, or lets them run again.
+    ///
+    /// While slow, the guest takes far longer than libvirt's 5 s for anything; what it was asked for meanwhile it does
+    /// once it is let go. Written to the cgroups beneath libvirt, which then shows it as `vcpu_quota`.
+    ///
+    /// # Errors
+    /// The domain doesn't run, or libvirt gave its vCPUs no cgroups.
+    pub fn slow(&self, slow: bool) -> Result<()> {
+        let (quota, period) = if slow { ("1000", "1000000") } else { ("-1", "100000") };
+        let mut found = false;
+        for task in fs::read_dir(format!("/proc/{}/task", self.qemu_pid()?))? {
+            let task = task?.path();
+            let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
+            let Ok(cgroups) = fs::read_to_string(task.join("cgroup")) else { continue };
+            if !name.starts_with("CPU ") {
+                continue;
+            }
+            for line in cgroups.lines() {
+                let Some((controllers, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) else {
+                    continue;
+                };
+                let path = path.trim_start_matches('/');
+                let unified = PathBuf::from("/sys/fs/cgroup").join(path);
+                if controllers.split(',').any(|controller| controller == "cpu") {
+                    let folder = PathBuf::from("/sys/fs/cgroup/cpu").join(path);
+                    fs::write(folder.join("cpu.cfs_period_us"), period)?;
+                    fs::write(folder.join("cpu.cfs_quota_us"), quota)?;
+                    found = true;
+                } else if controllers.is_empty() && unified.join("cpu.max").exists() {
+                    fs::write(unified.join("cpu.max"), format!("{} {period}", quota.replace("-1", "max")))?;
+                    found = true;
+                }
+            }
+        }
+        ensure!(found, "the vCPUs of {} have no cgroup with a CPU quota", self.name);
+        Ok(())
+    }
+
     /// Runs `virsh COMMAND NAME ARGS…`.
     ///
     /// # Errors

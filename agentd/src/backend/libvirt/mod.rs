@@ -1,28 +1,192 @@
-use super::*;
-pub struct Libvirt;
+//! VMs through libvirt: lists and observes domains, carries out single steps on them, and survives a libvirt or a QEMU that
+//! hangs, breaks off or is away.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `ffi.rs` | libvirt's C calls, made safe |
+//! | `calls.rs` | threads, deadlines, connections |
+//! | `look.rs`, `xml.rs`, `process.rs`, `cgroup.rs` | what can be seen of a domain |
+//! | `reading.rs`, `quota.rs` | what that means |
+//! | `asked.rs` | what was asked of a guest and is still open |
+//! | `change.rs` | one step |
+
+mod asked;
+mod calls;
+mod cgroup;
+mod change;
+mod ffi;
+mod look;
+mod process;
+mod quota;
+mod reading;
+#[cfg(test)]
+mod tests;
+mod xml;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentd_core::instance::{Kind, Observed, Ref, State};
+use agentd_core::operation::Identity;
+use agentd_core::plan::{Action, describe};
+use async_trait::async_trait;
+use futures_util::StreamExt;
+
+use self::asked::Memory;
+use self::calls::{Calls, Class, READ_DEADLINE};
+use self::change::Done;
+use self::look::{Balloon, Sighting};
+use super::{Backend, BackendError, Look};
+
+/// Domains looked at side by side when all are listed.
+const LOOKS_AT_ONCE: usize = 6;
+/// Of a look's deadline, what is left to QEMU beside the wait for its guest.
+const BESIDE_THE_WAIT: Duration = Duration::from_secs(2);
+
+/// The libvirt at one URI.
+#[derive(Debug)]
+pub struct Libvirt {
+    uri: String,
+    calls: Calls,
+    asked: Mutex<Memory>,
+}
+
 impl Libvirt {
-    pub fn new(_: String) -> Self {
-        Libvirt
+    /// Connects at the first call, so that agentd starts where libvirt is down.
+    pub fn new(uri: String) -> Self {
+        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), uri }
+    }
+
+    /// Never held over a call.
+    fn asked(&self) -> MutexGuard<'_, Memory> {
+        // Each change of it is one statement, so a panic elsewhere leaves it whole.
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that can be seen of a domain; the balloon apart, because asking QEMU hangs where QEMU hangs.
+    async fn see(&self, name: &str, look: Look) -> Result<Sighting, BackendError> {
+        let what = format!("observe {name}");
+        let named = name.to_owned();
+        let job = move |job: &calls::Job<'_>| Ok(look::sight(&look::look_up(job.connect, &named)?)?);
+        let mut seen = self.calls.run(Class::Look, "", &what, job).await?;
+        let Some(live) = &seen.live else { return Ok(seen) };
+        if self.calls.is_stuck(&seen.uuid) {
+            seen.balloon = Balloon::Deaf("an earlier call is overdue".into());
+            return Ok(seen);
+        }
+        let wait = match look {
+            Look::Plain => Duration::ZERO,
+            Look::Usage(wait) => wait.min(READ_DEADLINE - BESIDE_THE_WAIT),
+        };
+        let (uuid, period, wait) =
+            (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
+        let job = move |job: &calls::Job<'_>| Ok(look::ask_balloon(&job.connect.by_uuid(&uuid)?, period, wait)?);
+        seen.balloon = match self.calls.run(Class::Ask, &seen.uuid, &what, job).await {
+            Ok(balloon) => balloon,
+            Err(error @ (BackendError::Unavailable(_) | BackendError::Overloaded(_))) => return Err(error),
+            Err(error) => Balloon::Deaf(error.to_string()),
+        };
+        Ok(seen)
+    }
+
+    fn understand(&self, seen: &Sighting) -> Result<Observed, BackendError> {
+        reading::observed(seen, &mut self.asked()).map_err(|problem| BackendError::Unsupported(problem.detail))
     }
 }
+
 #[async_trait]
 impl Backend for Libvirt {
     fn kind(&self) -> Kind {
         Kind::Vm
     }
+
     fn name(&self) -> String {
-        String::new()
+        format!("libvirt {}", self.uri)
     }
+
     async fn health(&self) -> Result<String, BackendError> {
-        Err(BackendError::Unavailable("stub".into()))
+        self.calls.run(Class::Look, "", "ask libvirt's version", |job| Ok(job.connect.versions()?)).await
     }
+
     async fn list(&self) -> Result<Vec<Observed>, BackendError> {
-        Err(BackendError::Unavailable("stub".into()))
+        let job = |job: &calls::Job<'_>| {
+            let domains = job.connect.domains()?;
+            Ok(domains.iter().filter_map(|domain| Some((domain.name().ok()?, domain.uuid().ok()?))).collect::<Vec<_>>())
+        };
+        let mut known = self.calls.run(Class::Look, "", "list the domains", job).await?;
+        self.asked().keep_only(|uuid| known.iter().any(|(_, known)| known == uuid));
+        known.retain(|(name, _)| match Ref::new(Kind::Vm, name) {
+            Ok(_) => true,
+            Err(problem) => {
+                tracing::warn!("a domain is left out: {problem}");
+                false
+            }
+        });
+        let looks = known.into_iter().map(|(name, uuid)| async move {
+            let seen = self.see(&uuid, Look::Plain).await;
+            match seen.and_then(|seen| self.understand(&seen)) {
+                Ok(observed) => Some(observed),
+                Err(BackendError::NotFound(_)) => None,
+                Err(error) => {
+                    tracing::warn!("vm/{name} can't be read: {error}");
+                    unreadable(&name, uuid, &error)
+                }
+            }
+        });
+        Ok(futures_util::stream::iter(looks).buffered(LOOKS_AT_ONCE).filter_map(std::future::ready).collect().await)
     }
-    async fn observe(&self, _: &str, _: Look) -> Result<Observed, BackendError> {
-        Err(BackendError::Unavailable("stub".into()))
+
+    async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {
+        if name.contains('\0') {
+            return Err(BackendError::NotFound(format!("no domain has the name {name:?}")));
+        }
+        let seen = self.see(name, look).await?;
+        self.understand(&seen)
     }
-    async fn apply(&self, _: &Ref, _: &Identity, _: &Action) -> Result<(), BackendError> {
-        Err(BackendError::Unavailable("stub".into()))
+
+    async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
+        let what = format!("{} of {target}", describe(Kind::Vm, action));
+        let (of, step) = (identity.clone(), action.clone());
+        let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
+        let done = self.calls.run(Class::Change, &identity.id, &what, job).await?;
+        let (uuid, boot) = (identity.id.as_str(), identity.boot.as_deref().unwrap_or_default());
+        match done {
+            Done::Plain => Ok(()),
+            Done::Balloon { from, target } => {
+                self.asked().balloon_asked(uuid, boot, from, target);
+                Ok(())
+            }
+            Done::Vcpus => {
+                self.asked().vcpus_replaced(uuid, boot);
+                Ok(())
+            }
+            Done::Late { vcpus, words } => {
+                self.asked().unplug_is_late(uuid, boot, vcpus);
+                Err(BackendError::GuestLate(format!("{what}: {words}")))
+            }
+        }
     }
+}
+
+/// A domain of which nothing can be told but that it is there.
+fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed> {
+    use agentd_core::instance::{Demand, Reading, Saved, Usage};
+    use agentd_core::units::{ByteCount, Cpus};
+    let why = format!("it can't be read: {error}");
+    Some(Observed {
+        reference: Ref::new(Kind::Vm, name).ok()?,
+        id: uuid,
+        boot: None,
+        state: State::Unknown,
+        saved: Saved::Apart,
+        cpus: Reading::absent(Cpus::whole(1), why.clone()),
+        cpu_limit: Reading::absent(Cpus::from_millis(1), why.clone()),
+        memory: Reading::absent(ByteCount::mib(1), why.clone()),
+        used: Usage::Unknown,
+        demand: Demand { cpus: None, memory: None },
+        labels: std::collections::BTreeMap::new(),
+        notes: vec![why.clone()],
+        unchangeable: Some(why),
+        native: serde_json::Value::Null,
+    })
 }

@@ -1,0 +1,108 @@
+//! What was asked of a running guest and has not come about yet. Neither libvirt nor QEMU's commands tell the balloon's
+//! target or an unplug that is still open, so the backend remembers its own until they are obeyed or somebody else asks.
+
+use std::collections::HashMap;
+
+/// What is remembered of one domain. Belongs to one boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    boot: String,
+    balloon: Option<Balloon>,
+    vcpus: Option<u32>,
+}
+
+/// A balloon's target in KiB, and where the balloon was when it was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Balloon {
+    from: u64,
+    target: u64,
+}
+
+/// What is remembered, by UUID.
+#[derive(Debug, Default)]
+pub(super) struct Memory(HashMap<String, Asked>);
+
+impl Memory {
+    fn of(&mut self, uuid: &str, boot: &str) -> &mut Asked {
+        let asked = self.0.entry(uuid.to_owned()).or_default();
+        if asked.boot != boot {
+            *asked = Asked { boot: boot.to_owned(), ..Asked::default() };
+        }
+        asked
+    }
+
+    /// The balloon was asked to go from one size to another.
+    pub(super) fn balloon_asked(&mut self, uuid: &str, boot: &str, from: u64, target: u64) {
+        self.of(uuid, boot).balloon = Some(Balloon { from, target });
+    }
+
+    /// The balloon's target while it is on its way there. Forgotten once it has arrived, and once it leaves the way: then it
+    /// follows another target, set by somebody else.
+    pub(super) fn balloon_target(&mut self, uuid: &str, boot: &str, now: u64) -> Option<u64> {
+        let asked = self.of(uuid, boot);
+        let Balloon { from, target } = asked.balloon?;
+        if now == target || now < from.min(target) || now > from.max(target) {
+            asked.balloon = None;
+        }
+        asked.balloon.map(|balloon| balloon.target)
+    }
+
+    /// An unplug to this many vCPUs has timed out.
+    pub(super) fn unplug_is_late(&mut self, uuid: &str, boot: &str, vcpus: u32) {
+        self.of(uuid, boot).vcpus = Some(vcpus);
+    }
+
+    /// A new change of vCPUs replaces what was asked before.
+    pub(super) fn vcpus_replaced(&mut self, uuid: &str, boot: &str) {
+        self.of(uuid, boot).vcpus = None;
+    }
+
+    /// To how many vCPUs a late unplug was to go.
+    pub(super) fn late_unplug(&mut self, uuid: &str, boot: &str) -> Option<u32> {
+        self.of(uuid, boot).vcpus
+    }
+
+    /// Forgets a domain that is down.
+    pub(super) fn forget(&mut self, uuid: &str) {
+        self.0.remove(uuid);
+    }
+
+    /// Forgets the domains that are gone.
+    pub(super) fn keep_only(&mut self, exists: impl Fn(&str) -> bool) {
+        self.0.retain(|uuid, _| exists(uuid));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_stands_until_it_is_reached() {
+        let mut memory = Memory::default();
+        memory.balloon_asked("a", "1", 500, 300);
+        for now in [500, 450, 470, 301] {
+            assert_eq!(memory.balloon_target("a", "1", now), Some(300), "{now}");
+        }
+        assert_eq!(memory.balloon_target("a", "1", 300), None);
+        assert_eq!(memory.balloon_target("a", "1", 310), None, "reached once is reached");
+    }
+
+    #[test]
+    fn a_balloon_that_leaves_the_way_follows_somebody_elses_target() {
+        for now in [501, 299] {
+            let mut memory = Memory::default();
+            memory.balloon_asked("a", "1", 500, 300);
+            assert_eq!(memory.balloon_target("a", "1", now), None, "{now}");
+        }
+    }
+
+    #[test]
+    fn another_boot_or_domain_has_been_asked_nothing() {
+        let mut memory = Memory::default();
+        memory.unplug_is_late("a", "1", 2);
+        assert_eq!(memory.late_unplug("b", "1"), None);
+        assert_eq!(memory.late_unplug("a", "1"), Some(2));
+        assert_eq!(memory.late_unplug("a", "2"), None);
+    }
+}

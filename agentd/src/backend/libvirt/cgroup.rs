@@ -1,0 +1,90 @@
+//! Reads a domain's CPU bandwidth from its own cgroup: what the kernel enforces, whatever libvirt believes. Never writes.
+
+use std::path::{Component, Path};
+
+use agentd_core::units::{Cpus, Limit};
+use cgroups_rs::fs::Cgroup;
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::hierarchies;
+
+use super::ffi::Bandwidth;
+use super::quota;
+
+/// The limit of the cgroup that holds the whole VM of this process; `None` where there is none to read.
+pub(super) fn cpu_limit(pid: u32) -> Option<Limit<Cpus>> {
+    let unified = hierarchies::is_cgroup2_unified_mode();
+    let memberships = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = vm_path(membership(&memberships, unified)?)?;
+    let cgroup = Cgroup::load_with_specified_controllers(hierarchies::auto(), path, vec!["cpu".into()]);
+    let cpu: &CpuController = cgroup.controller_of()?;
+    let period = cpu.cfs_period().ok()?;
+    // v2's `max` arrives as the largest number, which reads as no limit.
+    let quota = cpu.cfs_quota().ok()?;
+    Some(quota::limit(Bandwidth { quota, period }))
+}
+
+/// The path of the CPU controller in `/proc/PID/cgroup` (cgroups(7)).
+fn membership(text: &str, unified: bool) -> Option<&str> {
+    text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (hierarchy, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let fits = if unified {
+            hierarchy == "0" && controllers.is_empty()
+        } else {
+            controllers.split(',').any(|controller| controller == "cpu")
+        };
+        fits.then_some(path)
+    })
+}
+
+/// Where libvirt puts the whole VM's quota, below the root of the hierarchy: the parent of the cgroups that it makes for
+/// the emulator, each vCPU and each I/O thread. `None` for the root and for a path that would leave it.
+fn vm_path(path: &str) -> Option<&str> {
+    let path = match path.rsplit_once('/') {
+        Some((parent, last)) if is_part_of_vm(last) => parent,
+        _ => path,
+    };
+    let below = path.trim_matches('/');
+    let inside = Path::new(below).components().all(|part| matches!(part, Component::Normal(_)));
+    (inside && !below.is_empty()).then_some(below)
+}
+
+fn is_part_of_vm(last: &str) -> bool {
+    let numbered = |prefix| {
+        last.strip_prefix(prefix).is_some_and(|n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    last == "emulator" || numbered("vcpu") || numbered("iothread")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vms_own_cgroup_is_above_its_emulator_and_vcpus() {
+        for (path, expected) in [
+            ("/machine/qemu-1-web.libvirt-qemu/emulator", Some("machine/qemu-1-web.libvirt-qemu")),
+            ("/machine/qemu-1-web.libvirt-qemu/vcpu3", Some("machine/qemu-1-web.libvirt-qemu")),
+            (
+                "/machine.slice/machine-qemu\\x2d1\\x2dweb.scope/libvirt/emulator",
+                Some("machine.slice/machine-qemu\\x2d1\\x2dweb.scope/libvirt"),
+            ),
+            ("/machine/qemu-1-vcpu.libvirt-qemu", Some("machine/qemu-1-vcpu.libvirt-qemu")),
+            ("/machine/vcpu", Some("machine/vcpu")),
+            ("/", None),
+            ("/emulator", None),
+            ("/../emulator", None),
+            ("/a/../../b", None),
+        ] {
+            assert_eq!(vm_path(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_controllers_line_is_found_in_either_hierarchy() {
+        let legacy = "3:cpuset:/a\n2:cpuacct:/b\n1:cpu,foo:/c:d\n0::/e\n";
+        assert_eq!(membership(legacy, false), Some("/c:d"));
+        assert_eq!(membership("0::/machine.slice/x\n", true), Some("/machine.slice/x"));
+        assert_eq!(membership("", true), None);
+    }
+}

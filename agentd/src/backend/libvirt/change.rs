@@ -1,0 +1,179 @@
+//! Carries out one step on a domain: blocking, on a thread of `calls.rs`. Checks that it is the very domain and boot that
+//! was meant before it touches anything.
+
+use agentd_core::operation::Identity;
+use agentd_core::plan::{Action, Scope, Values};
+use agentd_core::units::{ByteCount, Cpus, Limit};
+use virt_sys as sys;
+
+use super::calls::{Fail, Job};
+use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
+use super::look::{self, Sighting};
+use super::quota;
+use super::reading::{disagreement, same_boot};
+use crate::backend::BackendError;
+
+/// What the backend must remember of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Done {
+    /// Nothing.
+    Plain,
+    /// The balloon was asked to go there, from here, KiB.
+    Balloon {
+        /// Where it was.
+        from: u64,
+        /// Where it is to go.
+        target: u64,
+    },
+    /// The number of vCPUs was set.
+    Vcpus,
+    /// The guest has not given its vCPUs up in libvirt's time, with libvirt's words.
+    Late {
+        /// How many it was to keep.
+        vcpus: u32,
+        /// libvirt's words.
+        words: String,
+    },
+}
+
+/// Carries out `action` on exactly the domain and boot of `identity`.
+pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Result<Done, Fail> {
+    let domain = job.connect.by_uuid(&identity.id)?;
+    match action {
+        Action::Set { scope, values } => set(job, &domain, identity, *scope, values, None),
+        Action::Restore { scope, values, native } => set(job, &domain, identity, *scope, values, Some(native)),
+        Action::Start => {
+            job.about_to_change();
+            domain.create()?;
+            Ok(Done::Plain)
+        }
+        Action::Shutdown | Action::Kill => {
+            check_boot(&look::sight(&domain)?, identity)?;
+            job.about_to_change();
+            if *action == Action::Kill {
+                domain.destroy()?
+            } else {
+                domain.shutdown()?
+            }
+            Ok(Done::Plain)
+        }
+    }
+}
+
+fn check_boot(seen: &Sighting, identity: &Identity) -> Result<(), BackendError> {
+    let boot = seen.boot();
+    if boot.is_some() && same_boot(boot.as_deref(), identity.boot.as_deref()) {
+        return Ok(());
+    }
+    let now = boot.map_or_else(|| "it is down".into(), |boot| format!("it now runs as {boot}"));
+    let then = identity.boot.as_deref().unwrap_or("down");
+    Err(BackendError::NotFound(format!("{} was meant as it ran then ({then}), and {now}; nothing was done", seen.name)))
+}
+
+/// Sets what is set in `values`, in the scope's own units or, for an undo, to the native values of before.
+fn set(
+    job: &Job<'_>,
+    domain: &Domain,
+    identity: &Identity,
+    scope: Scope,
+    values: &Values,
+    native: Option<&serde_json::Value>,
+) -> Result<Done, Fail> {
+    let (flags, side) = match scope {
+        Scope::Live => (LIVE, "live"),
+        Scope::Saved => (CONFIG, "saved"),
+        Scope::Both => {
+            let why = "a VM's saved and live values are set by calls of their own".into();
+            return Err(BackendError::Unsupported(why).into());
+        }
+    };
+    if values.fields().len() > 1 {
+        return Err(BackendError::Unsupported("libvirt sets one field of a VM with one call".into()).into());
+    }
+    let live = scope == Scope::Live;
+    let seen = if live { Some(look::sight(domain)?) } else { None };
+    if let Some(seen) = &seen {
+        check_boot(seen, identity)?;
+    }
+    let mut done = Done::Plain;
+    if let Some(limit) = values.cpu_limit {
+        set_cpu_limit(job, domain, flags, limit, native.and_then(|native| native.get(side)))?;
+    }
+    if let Some(memory) = values.memory {
+        let target = memory_kib(memory)?;
+        job.about_to_change();
+        domain.set_memory(target, flags)?;
+        if let Some(from) = seen.as_ref().and_then(Sighting::balloon_now) {
+            done = Done::Balloon { from, target };
+        }
+    }
+    if let Some(cpus) = values.cpus {
+        if let Some((counted, threads)) = seen.as_ref().and_then(Sighting::vcpu_disagreement) {
+            return Err(BackendError::InvalidState(disagreement(counted, threads)).into());
+        }
+        done = set_vcpus(job, domain, flags, vcpu_count(cpus)?)?;
+    }
+    Ok(done)
+}
+
+fn set_vcpus(job: &Job<'_>, domain: &Domain, flags: Flags, count: u32) -> Result<Done, Fail> {
+    job.about_to_change();
+    match domain.set_vcpus(count, flags) {
+        Ok(()) if flags == LIVE => Ok(Done::Vcpus),
+        Ok(()) => Ok(Done::Plain),
+        // The same code stands for "another call holds the domain", and then nothing was asked of the guest.
+        Err(error) if is_late_unplug(&error) => Ok(Done::Late { vcpus: count, words: error.message }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `vcpu unplug request timed out. Unplug result must be manually inspected in the domain`
+fn is_late_unplug(error: &ffi::Error) -> bool {
+    error.code == sys::VIR_ERR_OPERATION_TIMEOUT && !error.message.contains("state change lock")
+}
+
+fn set_cpu_limit(
+    job: &Job<'_>,
+    domain: &Domain,
+    flags: Flags,
+    limit: Limit<Cpus>,
+    before: Option<&serde_json::Value>,
+) -> Result<(), Fail> {
+    let native = |name: &str| before.and_then(|before| before.get(name));
+    let (quota, period) = match (native("global_quota").and_then(serde_json::Value::as_i64), limit) {
+        (Some(quota), _) => {
+            // A period of 0 is one that was never set; libvirt takes none below 1,000.
+            let period = native("global_period").and_then(serde_json::Value::as_u64);
+            (quota, period.filter(|period| *period != 0))
+        }
+        (None, Limit::Unlimited) => (-1, None),
+        (None, Limit::At(cpus)) => quota::bandwidth(cpus, domain.bandwidth(flags)?.period),
+    };
+    job.about_to_change();
+    match domain.set_bandwidth(Some(quota), period, flags) {
+        // Some versions refuse −1 on cgroup v2 and take their largest quota for none.
+        Err(error) if quota < 0 && is_refused_value(&error) => {
+            domain.set_bandwidth(Some(quota::NO_QUOTA), period, flags)?;
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
+fn is_refused_value(error: &ffi::Error) -> bool {
+    [sys::VIR_ERR_INVALID_ARG, sys::VIR_ERR_SYSTEM_ERROR].contains(&error.code)
+        || error.message.contains("Invalid")
+        || error.message.contains("range")
+}
+
+fn memory_kib(memory: Limit<ByteCount>) -> Result<u64, BackendError> {
+    match memory {
+        Limit::At(bytes) => Ok(bytes.bytes().div_ceil(1 << 10)),
+        Limit::Unlimited => Err(BackendError::Unsupported("a VM has an amount of memory".into())),
+    }
+}
+
+fn vcpu_count(cpus: Limit<Cpus>) -> Result<u32, BackendError> {
+    let whole = cpus.at().and_then(Cpus::as_whole).and_then(|count| u32::try_from(count).ok());
+    whole.ok_or_else(|| BackendError::Unsupported(format!("a VM has a whole number of vCPUs, not {cpus}")))
+}

@@ -1,0 +1,162 @@
+//! Looks at a domain: everything that libvirt, `/proc` and the cgroup say of it, gathered on a blocking thread and handed
+//! over uninterpreted. What it means is `reading.rs`'s business.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::cgroup;
+use super::ffi::{self, Bandwidth, CONFIG, Connect, Domain, LIVE, MemoryStats};
+use super::process::{self, Process};
+use super::xml::{self, Definition};
+use agentd_core::units::{Cpus, Limit};
+
+/// What was seen of one domain, in libvirt's own terms.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sighting {
+    /// Its name.
+    pub(super) name: String,
+    /// Its UUID.
+    pub(super) uuid: String,
+    /// Its id while it is active.
+    pub(super) id: Option<u32>,
+    /// `virDomainState` and reason.
+    pub(super) state: (u32, u32),
+    /// The definition of what runs.
+    pub(super) live: Option<Definition>,
+    /// The definition that the next start takes; `None` for a transient domain.
+    pub(super) saved: Option<Definition>,
+    /// The CPU bandwidth of what runs, or why there is none.
+    pub(super) live_bandwidth: Result<Bandwidth, String>,
+    /// The CPU bandwidth of the next start, or why there is none.
+    pub(super) saved_bandwidth: Result<Bandwidth, String>,
+    /// Its QEMU on this host.
+    pub(super) process: Option<Process>,
+    /// The limit in its cgroup.
+    pub(super) cgroup_limit: Option<Limit<Cpus>>,
+    /// What the balloon says.
+    pub(super) balloon: Balloon,
+}
+
+/// What came of asking the balloon.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Balloon {
+    /// It was not asked: the domain is down.
+    NotAsked,
+    /// QEMU did not answer, with why.
+    Deaf(String),
+    /// QEMU answered.
+    Said {
+        /// The answer.
+        stats: MemoryStats,
+        /// Whether the guest's part of it is of now.
+        fresh: bool,
+        /// Whether the guest was given time to speak.
+        waited: bool,
+    },
+}
+
+/// The domain that a caller's word names: its name, or its UUID.
+pub(super) fn look_up(connect: &Connect, name: &str) -> Result<Domain, ffi::Error> {
+    connect.by_name(name).or_else(|error| if is_uuid(name) { connect.by_uuid(name) } else { Err(error) })
+}
+
+/// 32 hexadecimal digits, with hyphens wherever libvirt takes them.
+fn is_uuid(text: &str) -> bool {
+    text.len() <= 64
+        && text.bytes().filter(u8::is_ascii_hexdigit).count() == 32
+        && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
+/// What can be told without asking QEMU: answers at once, also where QEMU hangs.
+pub(super) fn sight(domain: &Domain) -> Result<Sighting, ffi::Error> {
+    let (name, uuid) = (domain.name()?, domain.uuid()?);
+    let (state, id) = (domain.state()?, domain.id());
+    let active = id.is_some();
+    let read = |saved: bool| {
+        let definition = xml::definition(&domain.xml(saved)?);
+        definition.map_err(|message| ffi::Error { code: virt_sys::VIR_ERR_XML_ERROR, message })
+    };
+    let live = if active { Some(read(false)?) } else { None };
+    let saved = if domain.is_persistent()? { Some(read(true)?) } else { None };
+    let down = || Err("it is down".to_owned());
+    let transient = || Err("it is transient".to_owned());
+    let bandwidth = |flags| domain.bandwidth(flags).map_err(|error| error.message);
+    let process = if active { process::find(&name, &uuid) } else { None };
+    Ok(Sighting {
+        id,
+        state,
+        live_bandwidth: if active { bandwidth(LIVE) } else { down() },
+        saved_bandwidth: if saved.is_some() { bandwidth(CONFIG) } else { transient() },
+        cgroup_limit: process.and_then(|process| cgroup::cpu_limit(process.pid)),
+        balloon: Balloon::NotAsked,
+        name,
+        uuid,
+        live,
+        saved,
+        process,
+    })
+}
+
+/// Asks QEMU for the balloon, and for at most `wait` the guest for its use of memory. `period` is how often its driver
+/// reports now; where that is never, it is asked to once a second for as long as we wait.
+pub(super) fn ask_balloon(domain: &Domain, period: u32, wait: Duration) -> Result<Balloon, ffi::Error> {
+    let first = domain.memory_stats()?;
+    if is_fresh(&first, period, now()) || wait.is_zero() {
+        return Ok(Balloon::Said { fresh: is_fresh(&first, period, now()), stats: first, waited: false });
+    }
+    // Drivers without stats refuse: then there is nothing to wait for.
+    if domain.set_stats_period(1).is_err() {
+        return Ok(Balloon::Said { stats: first, fresh: false, waited: true });
+    }
+    let answer = await_update(domain, first, wait);
+    // Also where the answer is an error: what was there before comes back.
+    let back = domain.set_stats_period(period);
+    if let Err(error) = back {
+        tracing::warn!("the balloon's reporting period can't be put back to {period} s: {}", error.message);
+    }
+    answer
+}
+
+fn await_update(domain: &Domain, first: MemoryStats, wait: Duration) -> Result<Balloon, ffi::Error> {
+    let end = Instant::now() + wait;
+    loop {
+        let stats = domain.memory_stats()?;
+        let fresh = stats.last_update.unwrap_or(0) > first.last_update.unwrap_or(0);
+        let left = end.saturating_duration_since(Instant::now());
+        if fresh || left.is_zero() {
+            return Ok(Balloon::Said { stats, fresh, waited: true });
+        }
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    }
+}
+
+/// Whether the guest's numbers are of now: at most two of its reports old, and a second for the rounding. Without a period
+/// the driver reports once when it is loaded and never again.
+fn is_fresh(stats: &MemoryStats, period: u32, now: u64) -> bool {
+    let age = u64::from(period) * 2 + 1;
+    stats.usable.is_some() && stats.last_update.is_some_and(|at| at != 0 && at.saturating_add(age) >= now)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_uuids_are_looked_up_as_uuids() {
+        assert!(is_uuid("6d9a8a5e-0000-4000-8000-000000000001") && is_uuid("6d9a8a5e000040008000000000000001"));
+        for text in ["web", "", "6d9a8a5e-0000-4000-8000-00000000000", "6d9a8a5e-0000-4000-8000-00000000000g"] {
+            assert!(!is_uuid(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_driver_that_stopped_reporting_are_stale() {
+        let stats = |last_update| MemoryStats { actual: Some(1), usable: Some(1), last_update };
+        assert!(is_fresh(&stats(Some(1000)), 0, 1001) && !is_fresh(&stats(Some(1000)), 0, 1002));
+        assert!(is_fresh(&stats(Some(1000)), 5, 1011) && !is_fresh(&stats(Some(1000)), 5, 1012));
+        assert!(!is_fresh(&stats(Some(0)), 5, 1) && !is_fresh(&stats(None), 5, 1));
+    }
+}

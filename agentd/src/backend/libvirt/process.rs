@@ -1,0 +1,75 @@
+//! The QEMU process behind a domain: its start time, and how many vCPUs it really runs. After an unplug that timed out
+//! only the threads tell; libvirt's own count can stay wrong for good, and asking QEMU's monitor taints the domain.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// A running QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    /// Its process id.
+    pub(super) pid: u32,
+    /// When it started, in clock ticks since the host's boot: with it a recycled domain id fools nobody.
+    pub(super) start: u64,
+    /// Its vCPU threads; `None` where their names don't tell.
+    pub(super) vcpus: Option<u32>,
+}
+
+/// The process of a domain on this host, found by the pid file that libvirt keeps and checked against the UUID on its
+/// command line.
+pub(super) fn find(name: &str, uuid: &str) -> Option<Process> {
+    let pid = pid_files(name).into_iter().find_map(|path| {
+        let pid: u32 = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        command.split(|byte| *byte == 0).any(|word| word == uuid.as_bytes()).then_some(pid)
+    })?;
+    let start = start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    let vcpus = u32::try_from(names.filter(|name| is_vcpu(name.trim_end())).count()).ok().filter(|count| *count > 0);
+    Some(Process { pid, start, vcpus })
+}
+
+/// Where libvirt's system and session daemons keep pid files. A libvirt name has no slash, so it is one path segment.
+fn pid_files(name: &str) -> Vec<PathBuf> {
+    let mut paths = vec![PathBuf::from(format!("/run/libvirt/qemu/{name}.pid"))];
+    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR") {
+        paths.push(PathBuf::from(runtime).join(format!("libvirt/qemu/run/{name}.pid")));
+    }
+    paths
+}
+
+/// QEMU names its vCPU threads `CPU 0/KVM`, `CPU 1/TCG` (libvirt always starts it with `debug-threads=on`).
+fn is_vcpu(name: &str) -> bool {
+    name.strip_prefix("CPU ")
+        .and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(number, _)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)), counted after the name, which may hold spaces and brackets.
+fn start_time(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_threads_of_single_vcpus_count() {
+        for name in ["CPU 0/KVM", "CPU 1/TCG", "CPU 254/KVM"] {
+            assert!(is_vcpu(name), "{name}");
+        }
+        for name in ["qemu-system-x86", "IO mon_iothread", "CPU /KVM", "CPU x/KVM", "ALL CPUs/TCG", "CPU 0"] {
+            assert!(!is_vcpu(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_start_time_survives_any_process_name() {
+        let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 99";
+        assert_eq!(start_time(&format!("17 (qemu) {rest}")), Some(4242));
+        assert_eq!(start_time(&format!("17 (a) b (c) {rest}")), Some(4242));
+        assert_eq!(start_time("17"), None);
+    }
+}

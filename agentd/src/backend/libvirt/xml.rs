@@ -1,0 +1,178 @@
+//! Reads the few facts that matter from a domain's definition. Only reads: a definition is never built from texts here.
+
+use quick_xml::Reader;
+use quick_xml::events::{BytesStart, Event};
+
+/// What a definition says. Memory in KiB.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Definition {
+    /// `<memory>`: the boot memory, memory devices included.
+    pub(super) memory: u64,
+    /// `<currentMemory>`: live, where the balloon is now (not its target); saved, what the next start asks of it.
+    pub(super) current_memory: u64,
+    /// `<vcpu>`: the most vCPUs.
+    pub(super) max_vcpus: u32,
+    /// `<vcpu current=…>`: present vCPUs.
+    pub(super) vcpus: u32,
+    /// Whether there is a balloon device at all.
+    pub(super) balloon: bool,
+    /// `<memballoon><stats period=…>` in seconds; 0 where the driver isn't asked.
+    pub(super) stats_period: u32,
+    /// Why memory that a guest gives back would not come back to the host.
+    pub(super) pinned: Option<&'static str>,
+    /// Whether there are memory devices (virtio-mem, DIMMs) beside the balloon.
+    pub(super) memory_devices: bool,
+}
+
+/// Reads a definition, or says what is wrong with it.
+pub(super) fn definition(xml: &str) -> Result<Definition, String> {
+    let mut reader = Reader::from_str(xml);
+    let mut found = Definition::default();
+    let mut current_memory = None;
+    let mut vcpus = None;
+    let mut path: Vec<String> = Vec::new();
+    let mut unit = None;
+    loop {
+        let event = reader.read_event().map_err(|error| format!("its definition can't be read: {error}"))?;
+        match &event {
+            Event::Start(tag) | Event::Empty(tag) => {
+                path.push(tag.local_name().as_ref().to_owned());
+                match inner(&path).as_str() {
+                    "memory" | "currentMemory" => unit = attribute(tag, "unit"),
+                    "vcpu" => vcpus = attribute(tag, "current").and_then(|count| count.parse().ok()),
+                    "memoryBacking/locked" => found.pinned = Some("locked in the host's memory"),
+                    "memoryBacking/hugepages" => found.pinned = Some("in huge pages"),
+                    "devices/hostdev" if pins_memory(tag) => found.pinned = Some("pinned for a host device (VFIO)"),
+                    "devices/interface" if attribute(tag, "type").as_deref() == Some("hostdev") => {
+                        found.pinned = Some("pinned for a host device (VFIO)");
+                    }
+                    "devices/memory" => found.memory_devices = true,
+                    "devices/memballoon" => found.balloon = attribute(tag, "model").as_deref() != Some("none"),
+                    "devices/memballoon/stats" => {
+                        found.stats_period = attribute(tag, "period").and_then(|p| p.parse().ok()).unwrap_or(0);
+                    }
+                    _ => {}
+                }
+                if matches!(event, Event::Empty(_)) {
+                    path.pop();
+                }
+            }
+            Event::Text(text) => {
+                let text = text.trim();
+                match inner(&path).as_str() {
+                    "memory" => found.memory = kib(text, unit.as_deref())?,
+                    "currentMemory" => current_memory = Some(kib(text, unit.as_deref())?),
+                    "vcpu" => found.max_vcpus = text.parse().map_err(|_| format!("its <vcpu> is {text:?}"))?,
+                    _ => {}
+                }
+            }
+            Event::End(_) => {
+                path.pop();
+            }
+            Event::Eof => break,
+            _ => {}
+        }
+    }
+    found.current_memory = current_memory.unwrap_or(found.memory);
+    found.vcpus = vcpus.unwrap_or(found.max_vcpus);
+    if found.memory == 0 || found.max_vcpus == 0 {
+        return Err("its definition names no memory or no vCPUs".into());
+    }
+    Ok(found)
+}
+
+/// The path below `<domain>`.
+fn inner(path: &[String]) -> String {
+    path.get(1..).unwrap_or_default().join("/")
+}
+
+fn attribute(tag: &BytesStart<'_>, name: &str) -> Option<String> {
+    let attribute = tag.try_get_attribute(name).ok()??;
+    Some(attribute.value.into_owned())
+}
+
+/// PCI and mediated devices reach the guest's memory by themselves, so all of it is pinned; USB and SCSI ones don't.
+fn pins_memory(tag: &BytesStart<'_>) -> bool {
+    matches!(attribute(tag, "type").as_deref(), Some("pci" | "mdev"))
+}
+
+/// libvirt writes KiB; other units are those of its documentation (formatdomain, "unit").
+fn kib(text: &str, unit: Option<&str>) -> Result<u64, String> {
+    let wrong = || format!("its memory is {text:?} {}", unit.unwrap_or("KiB"));
+    let number: u64 = text.parse().map_err(|_| wrong())?;
+    let bytes: u64 = match unit.unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1_000,
+        "k" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        "TB" => 1_000_000_000_000,
+        "T" | "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    // libvirt rounds up to its own KiB.
+    number.checked_mul(bytes).map(|bytes| bytes.div_ceil(1 << 10)).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = "<domain type='qemu' id='3'><name>memory</name><memory unit='KiB'>524288</memory>
+        <currentMemory unit='KiB'>393216</currentMemory><vcpu placement='static' current='1'>4</vcpu>
+        <devices><memballoon model='virtio'><stats period='5'/></memballoon><hostdev type='usb'/></devices></domain>";
+
+    #[test]
+    fn the_facts_are_read() {
+        let expected = Definition {
+            memory: 524_288,
+            current_memory: 393_216,
+            max_vcpus: 4,
+            vcpus: 1,
+            balloon: true,
+            stats_period: 5,
+            pinned: None,
+            memory_devices: false,
+        };
+        assert_eq!(definition(PLAIN), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_left_out_is_the_maximum() {
+        let found = definition("<domain><memory unit='GiB'>2</memory><vcpu>3</vcpu></domain>").unwrap();
+        assert_eq!((found.memory, found.current_memory, found.vcpus), (2 << 20, 2 << 20, 3));
+        assert!(!found.balloon);
+    }
+
+    #[test]
+    fn look_alikes_elsewhere_in_the_tree_are_not_taken() {
+        let xml = "<domain><memory>1024</memory><vcpu>2</vcpu><cputune><vcpu current='9'>9</vcpu></cputune>
+            <metadata><a:memory xmlns:a='x'>7</a:memory></metadata><title>&lt;memory&gt;5</title></domain>";
+        let found = definition(xml).unwrap();
+        assert_eq!((found.memory, found.max_vcpus, found.vcpus), (1024, 2, 2));
+    }
+
+    #[test]
+    fn pinned_memory_is_seen() {
+        for part in [
+            "<memoryBacking><locked/></memoryBacking>",
+            "<memoryBacking><hugepages/></memoryBacking>",
+            "<devices><hostdev mode='subsystem' type='pci'/></devices>",
+            "<devices><interface type='hostdev'/></devices>",
+        ] {
+            let found = definition(&format!("<domain><memory>1</memory><vcpu>1</vcpu>{part}</domain>")).unwrap();
+            assert!(found.pinned.is_some(), "{part}");
+        }
+    }
+
+    #[test]
+    fn a_definition_that_makes_no_sense_is_an_error() {
+        for xml in
+            ["", "<domain/>", "<domain><memory unit='furlong'>1</memory><vcpu>1</vcpu></domain>", "<domain><memory>"]
+        {
+            assert!(definition(xml).is_err(), "{xml}");
+        }
+    }
+}
