@@ -78,7 +78,7 @@ fn vcpu(guest: &Guest<'_>, start: Instant) {
         s.lines().filter(|l| l.contains("vcpu.current") || l.contains(".state")).collect::<Vec<_>>().join(" ")
     }));
     println!(
-        "  {:5.1} s: vcpucount {count} | {xml} | {stats} | vcpuinfo {} | threads {:?} | guest nproc {}",
+        "  {:5.1} s: vcpucount {count} | {xml} | {stats} | vcpuinfo {} | threads {:?} | guest nproc {:?}",
         start.elapsed().as_secs_f64(),
         one(guest.virsh("vcpuinfo", &[]).map(|s| s.lines().filter(|l| l.starts_with("VCPU")).count().to_string())),
         guest.qemu_pid().and_then(vcpu_threads),
