@@ -280,10 +280,14 @@ impl<'a> Executor<'a> {
     async fn undo(&mut self, index: usize, is_failed: bool) -> Result<(), String> {
         let step = self.operation.steps[index].step.clone();
         let what = &step.what;
-        let Some(undo) = step.undo else {
-            return if is_failed { Ok(()) } else { Err(format!("{what} can't be taken back")) };
-        };
         let observed = self.look().await;
+        let Some(undo) = step.undo else {
+            // A step that failed and shows no effect needs no way back.
+            return match observed {
+                Ok(observed) if is_failed && !matches!(reached(&step.action, &observed), Reached::Yes) => Ok(()),
+                _ => Err(format!("{what} can't be taken back")),
+            };
+        };
         if let Ok(observed) = &observed {
             if let Some(why) = self.replaced(observed, &undo) {
                 return Err(why);

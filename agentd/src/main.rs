@@ -42,7 +42,7 @@ struct Args {
     check: bool,
     /// A fake engine for VMs, described by this file; for tests.
     #[cfg(feature = "fake")]
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, env = "AGENTD_FAKE")]
     fake: Option<PathBuf>,
 }
 

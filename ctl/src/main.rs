@@ -1,1 +1,21 @@
-fn main() {}
+//! `ctl`, the command that drives agentd: reads its arguments, runs one command, prints what came of it. Everything else
+//! is in the modules; none of them prints.
+
+mod args;
+mod client;
+mod commands;
+mod error;
+mod progress;
+mod render;
+#[cfg(test)]
+mod testing;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let report = commands::run(&args);
+    ExitCode::from(render::print(report))
+}

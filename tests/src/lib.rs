@@ -1,1 +1,5 @@
-//! placeholder
+//! End-to-end tests of the real binaries: this library holds what the tests under `tests/` share.
+//! It knows the daemon and the command only as programs to run, never as code.
+
+pub mod lab;
+pub mod openapi;

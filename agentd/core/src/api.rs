@@ -26,6 +26,8 @@ pub struct FieldView<T> {
     /// What the next start will have.
     pub persistent: Option<Limit<T>>,
     /// The most that can be reached live.
+    // utoipa's generics lose the null of an optional parameter.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub ceiling: Option<T>,
 }
 
@@ -500,7 +502,7 @@ pub struct BackendHealth {
 
 /// An RFC 9457 problem document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = Problem))]
 pub struct ProblemDocument {
     /// A path that names the problem: `/problems/CODE`.
     #[serde(rename = "type")]

@@ -8,7 +8,6 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $http:literal, $exit:literal;)*) => {
         /// A stable error code, part of the contract with users.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         pub enum Code { $($(#[$doc])* #[serde(rename = $name)] $variant,)* }
 
         impl Code {

@@ -259,6 +259,8 @@ impl Field {
 pub enum Ability {
     /// It is possible.
     Yes,
+    /// It is possible, and nothing takes it back: the sentence says so.
+    OneWay(String),
     /// It isn't: the code of the refusal, and a sentence that names the cause.
     No(Code, String),
 }

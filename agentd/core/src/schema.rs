@@ -1,4 +1,4 @@
-//! OpenAPI schemas of the units, which derive can't write: they are numbers on the wire.
+//! OpenAPI schemas that derive can't write: the units, which are numbers on the wire, and the table of codes.
 //!
 //! `ComposeSchema` is what utoipa's derive asks of the parameters of a generic type (`FieldView<Cpus>`), and the blanket
 //! impls of `PartialSchema` and `ToSchema` stand on it; it is hidden in utoipa's documents (seen in 6.0).
@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
 
+use crate::error::Code;
 use crate::units::{Amount, ByteCount, Cpus, Limit};
 
 type Composed = Vec<RefOr<Schema>>;
@@ -41,6 +42,19 @@ impl<T: ToSchema> ComposeSchema for Amount<T> {
         let text = ObjectBuilder::new().schema_type(Type::String);
         let text = text.description(Some("with a unit, or relative with a leading + or -"));
         OneOfBuilder::new().item(T::schema()).item(text).into()
+    }
+}
+
+impl ComposeSchema for Code {
+    fn compose(_: Composed) -> RefOr<Schema> {
+        let names = Code::ALL.iter().map(|code| code.as_str());
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
+    }
+}
+
+impl ToSchema for Code {
+    fn name() -> Cow<'static, str> {
+        "Code".into()
     }
 }
 

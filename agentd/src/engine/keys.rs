@@ -20,7 +20,7 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 const MOST: usize = 16_384;
 
 /// What a change came to.
-pub type Reply = Result<OperationView, Failure>;
+pub(super) type Reply = Result<OperationView, Failure>;
 
 /// A change that was taken on.
 #[derive(Debug, Clone)]

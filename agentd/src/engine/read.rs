@@ -33,7 +33,7 @@ pub struct Filter {
 }
 
 /// The most instances on one page.
-pub const LONGEST_PAGE: usize = 1000;
+const LONGEST_PAGE: usize = 1000;
 
 impl Engine {
     /// The instances that a caller may see, freshly listed.

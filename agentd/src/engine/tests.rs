@@ -305,7 +305,7 @@ proptest! {
     /// Whatever is asked, whichever step fails, however it fails at once: either all of it is there or none of it.
     #[test]
     fn a_plans_undo_restores_what_was_observed(
-        cpus in 1_u64..5, memory in 256_u32..4096, limit in 10_u64..4000, nth in 0_usize..6, kind in 0_usize..3,
+        cpus in 1_u64..5, memory in 264_u32..4096, limit in 10_u64..4000, nth in 0_usize..6, kind in 0_usize..3,
     ) {
         let fault = ["fail", "fail-after", "lie"][kind];
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 
+use super::settle::{cpus_rule, same_cpu_time};
 use super::{Action, Aim, Inputs, Plan, Scope, Settle, Step, Targets, UndoClass, Values, Verb, admission, describe};
 use crate::api::{Apply, ResizeRequest, Restart};
 use crate::config::{Bound, Config, Shrink};
@@ -41,6 +42,9 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
     plan.charge = admit(inputs, &needed)?;
     check_ceilings(inputs, &targets, &needed)?;
     plan.steps = steps(inputs, &needed, place);
+    if place.together {
+        make_one_way(observed, &needed.saved, &mut plan);
+    }
     Ok(plan)
 }
 
@@ -284,18 +288,23 @@ struct Needed {
 
 impl Needed {
     fn of(targets: &Targets, observed: &Observed, place: Place) -> Self {
-        fn live<T: Copy + PartialEq>(aim: Option<Aim<T>>, r: &Reading<T>) -> Option<Limit<T>> {
-            aim.filter(|a| a.live && (r.accepted != Some(a.requested) || r.observed != Some(a.requested)))
-                .map(|a| a.requested)
+        fn live<T: Copy + PartialEq>(
+            aim: Option<Aim<T>>,
+            r: &Reading<T>,
+            same: fn(Limit<T>, Limit<T>) -> bool,
+        ) -> Option<Limit<T>> {
+            let there =
+                |a: &Aim<T>| r.accepted == Some(a.requested) && r.observed.is_some_and(|seen| same(a.requested, seen));
+            aim.filter(|a| a.live && !there(a)).map(|a| a.requested)
         }
         fn saved<T: Copy + PartialEq>(aim: Option<Aim<T>>, r: &Reading<T>) -> Option<Limit<T>> {
             aim.filter(|a| a.saved && r.persistent != Some(a.requested)).map(|a| a.requested)
         }
         let mut needed = Needed {
             live: Values {
-                cpus: live(targets.cpus, &observed.cpus),
-                cpu_limit: live(targets.cpu_limit, &observed.cpu_limit),
-                memory: live(targets.memory, &observed.memory),
+                cpus: live(targets.cpus, &observed.cpus, cpus_rule(observed)),
+                cpu_limit: live(targets.cpu_limit, &observed.cpu_limit, same_cpu_time),
+                memory: live(targets.memory, &observed.memory, |a, b| a == b),
             },
             saved: Values {
                 cpus: saved(targets.cpus, &observed.cpus),
@@ -354,12 +363,13 @@ fn able<T: Copy + PartialEq>(
     {
         return Err(Problem::new(*code, format!("{name} of {reference} can't be changed while it is up: {why}")));
     }
+    // Where one call changes both sides, what can't be done live can't be done at all; a field that isn't there has no side.
     let absent = reading.persistent.is_none() && reading.accepted.is_none();
     if saved.is_some()
-        && absent
+        && (absent || inputs.observed.saved == Saved::Together)
         && let Ability::No(code, why) = &reading.live
     {
-        return Err(Problem::new(*code, format!("{reference} has no {name}: {why}")));
+        return Err(Problem::new(*code, format!("{name} of {reference} can't be changed: {why}")));
     }
     let unlimited = Some(Limit::Unlimited);
     if live == unlimited || saved == unlimited {
@@ -633,6 +643,25 @@ fn steps(inputs: &Inputs<'_>, needed: &Needed, place: Place) -> Vec<Step> {
             only(field, values).map(|values| step(observed, scope, values, class, settle))
         })
         .collect()
+}
+
+/// What can't be taken back is told before it is done: a limit that nothing can take away again, or that nothing can put
+/// back.
+fn make_one_way(observed: &Observed, values: &Values, plan: &mut Plan) {
+    fn caution<T: Copy + PartialEq>(value: Option<Limit<T>>, reading: &Reading<T>) -> Option<String> {
+        match (value?, reading.persistent, &reading.unlimit) {
+            (Limit::Unlimited, Some(Limit::At(_)), Ability::OneWay(why)) => Some(why.clone()),
+            (Limit::At(_), Some(Limit::Unlimited), Ability::No(_, why)) => Some(why.clone()),
+            _ => None,
+        }
+    }
+    let cautions = [caution(values.cpus, &observed.cpus), caution(values.memory, &observed.memory)];
+    for caution in cautions.into_iter().flatten() {
+        plan.notes.push(format!("this can't be taken back: {caution}"));
+        for step in &mut plan.steps {
+            (step.undo, step.undo_what, step.class) = (None, None, UndoClass::None);
+        }
+    }
 }
 
 /// One step with its way back: the values of before, from the backend's own.

@@ -18,7 +18,8 @@ pub enum Reached {
 /// systemd's cgroup driver rounds a quota up to 1 % of a CPU, so what is read back may be that much above.
 const CPU_TOLERANCE: u64 = 10;
 
-fn same_cpus(want: Limit<Cpus>, seen: Limit<Cpus>) -> bool {
+/// Whether a limit of CPU time reads back as what was asked for.
+pub(super) fn same_cpu_time(want: Limit<Cpus>, seen: Limit<Cpus>) -> bool {
     match (want, seen) {
         (Limit::At(want), Limit::At(seen)) => {
             seen >= want && seen.millis() - want.millis() < CPU_TOLERANCE || seen == want
@@ -27,19 +28,21 @@ fn same_cpus(want: Limit<Cpus>, seen: Limit<Cpus>) -> bool {
     }
 }
 
+/// How an instance's `cpus` are compared: vCPUs are counted, CPU time is measured.
+pub(super) fn cpus_rule(observed: &Observed) -> fn(Limit<Cpus>, Limit<Cpus>) -> bool {
+    if observed.reference.kind() == Kind::Vm { |a, b| a == b } else { same_cpu_time }
+}
+
 /// Compares what an action should bring about with what is observed.
 pub fn reached(action: &Action, observed: &Observed) -> Reached {
     match action {
         Action::Set { scope, values } | Action::Restore { scope, values, .. } => {
             let mut worst = Reached::Yes;
-            let vm = observed.reference.kind() == Kind::Vm;
-            let exact_cpus = |a: Limit<Cpus>, b: Limit<Cpus>| a == b;
-            let cpus: fn(Limit<Cpus>, Limit<Cpus>) -> bool = if vm { exact_cpus } else { same_cpus };
             if let Some(want) = values.cpus {
-                worst = worse(worst, field("cpus", *scope, want, &observed.cpus, observed, cpus));
+                worst = worse(worst, field("cpus", *scope, want, &observed.cpus, observed, cpus_rule(observed)));
             }
             if let Some(want) = values.cpu_limit {
-                worst = worse(worst, field("cpu_limit", *scope, want, &observed.cpu_limit, observed, same_cpus));
+                worst = worse(worst, field("cpu_limit", *scope, want, &observed.cpu_limit, observed, same_cpu_time));
             }
             if let Some(want) = values.memory {
                 worst = worse(worst, field("memory", *scope, want, &observed.memory, observed, |a, b| a == b));

@@ -271,6 +271,21 @@ fn a_limit_is_taken_away_only_where_the_config_says_so() {
 }
 
 #[test]
+fn what_cant_be_taken_back_says_so_before_it_is_done() {
+    let mut made_with_cpus = container();
+    made_with_cpus.cpus.unlimit = Ability::OneWay("Docker drops later limits".into());
+    let config = "[[limit]]\nmatch = \"*\"\nunlimited = true\n";
+    let plan_ = plan(&made_with_cpus, config, serde_json::json!({"cpus": "none"})).unwrap();
+    assert_eq!(plan_.steps[0].undo, None);
+    assert!(plan_.notes[0].contains("can't be taken back"), "{:?}", plan_.notes);
+    let mut free = container();
+    free.memory = same(Limit::Unlimited, ByteCount::new(4096).unwrap(), MIB(6), None);
+    free.memory.unlimit = Ability::No(Code::Unsupported, "Docker keeps it".into());
+    let plan_ = plan(&free, "", serde_json::json!({"memory": "128M"})).unwrap();
+    assert_eq!((plan_.steps[0].undo.as_ref(), plan_.notes.len()), (None, 1));
+}
+
+#[test]
 fn giving_a_limit_to_what_has_none_is_admitted_on_a_full_host() {
     let mut free = container();
     free.cpus = same(Limit::Unlimited, Cpus::from_millis(1), Cpus::from_millis(10), None);

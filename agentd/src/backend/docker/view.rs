@@ -81,7 +81,7 @@ pub(super) fn observed(
         grain: CPU_GRAIN,
         least: native.least_cpus(),
         live: if native.is_stuck() { Ability::No(Code::Unsupported, STUCK.into()) } else { Ability::Yes },
-        unlimit: unlimit_cpus(&native, host_cpus),
+        unlimit: unlimit_cpus(&native),
     };
     let memory = Reading {
         accepted: Some(memory_limit),
@@ -93,10 +93,7 @@ pub(super) fn observed(
         grain: ByteCount::new(PAGE).unwrap_or(ByteCount::ZERO),
         least: LEAST_MEMORY,
         live: Ability::Yes,
-        unlimit: match memory_limit {
-            Limit::Unlimited => Ability::Yes,
-            Limit::At(_) => Ability::No(Code::Unsupported, MEMORY_STAYS.into()),
-        },
+        unlimit: Ability::No(Code::Unsupported, MEMORY_STAYS.into()),
     };
     let labels = labels(inspected.config.as_ref().and_then(|config| config.labels.as_ref()));
     let mut notes = notes(inspected.state.as_ref(), &labels, &native);
@@ -150,16 +147,14 @@ fn no_cpu_limit() -> Reading<Cpus> {
     Reading::absent(CPU_GRAIN, "only a VM has a cpu_limit beside its cpus; the CPU limit of a container is its cpus")
 }
 
-fn unlimit_cpus(native: &Native, host_cpus: Option<Cpus>) -> Ability {
+fn unlimit_cpus(native: &Native) -> Ability {
     if native.saved_cpus() == Limit::Unlimited || !native.in_nano_form() {
         return Ability::Yes;
     }
-    let same = host_cpus.map_or_else(String::new, |cpus| format!("; cpus {cpus}, all of this host, comes to the same"));
-    Ability::No(
-        Code::Unsupported,
-        format!(
-            "it was made with --cpus, and Docker drops every later limit at the next start once that one is gone{same}"
-        ),
+    Ability::OneWay(
+        "it was made with --cpus: once that limit is gone, Docker drops every later one at the next start, \
+         so it takes a new container to limit it again"
+            .into(),
     )
 }
 

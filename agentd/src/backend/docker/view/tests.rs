@@ -109,15 +109,13 @@ fn a_cgroup_that_cannot_be_read_is_said_and_not_guessed() {
 #[test]
 fn limits_that_docker_cannot_take_away_say_so() {
     let shown = observed(&inspected(Status::RUNNING), Some(seen(500, 64 << 20)), Some(Cpus::whole(8))).unwrap();
-    assert!(
-        matches!(&shown.cpus.unlimit, Ability::No(Code::Unsupported, why) if why.contains("cpus 8, all of this host"))
-    );
+    assert!(matches!(shown.cpus.unlimit, Ability::OneWay(_)));
     assert!(matches!(shown.memory.unlimit, Ability::No(Code::Unsupported, _)));
 
     let mut quota = inspected(Status::RUNNING);
     quota.host_config = Some(HostConfig { cpu_quota: Some(50_000), ..Default::default() });
     let shown = observed(&quota, None, None).unwrap();
-    assert_eq!((shown.cpus.unlimit, shown.memory.unlimit), (Ability::Yes, Ability::Yes));
+    assert_eq!(shown.cpus.unlimit, Ability::Yes);
 }
 
 #[test]

@@ -1,0 +1,275 @@
+//! What can be typed: options and commands, as text. What a value means is decided by the command that uses it, so that a
+//! wrong unit reads the same here and from the server.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Change the CPU and memory of virtual machines, containers and units while they run.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ctl",
+    version,
+    max_term_width = 100,
+    propagate_version = false,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done or already so · 1 failed, everything is as it was · 2 usage · 3 agentd or a backend is \
+unreachable · 4 refused by capacity or limits · 5 not permitted · 6 not found or ambiguous · 7 partial, or the outcome is \
+unknown · 8 accepted, the guest has not obeyed yet · 9 not possible live, or not supported · 10 busy, held, in the wrong \
+state, or changed meanwhile"
+)]
+pub(crate) struct Args {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// agentd's socket
+    #[arg(long, global = true, env = "AGENTD_SOCKET", value_name = "PATH", default_value = "/run/agentd/agentd.sock")]
+    pub(crate) socket: PathBuf,
+    /// What to print: text for people, or the API's own JSON
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+    /// Print nothing on success
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// What to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    // No doc comments: clap would show them, and turn the help into its long form.
+    Text,
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List instances
+    #[command(after_help = "Examples:\n  ctl list --kind vm --state running\n  ctl list --match 'vm/ci-*' -o json")]
+    List(List),
+    /// Show one instance: every value of every field, notes and holds
+    #[command(after_help = "Examples:\n  ctl show web\n  ctl show container/db -o json")]
+    Show(Reference),
+    /// Change CPUs and memory of one instance, as one change
+    #[command(after_help = RESIZE_HELP)]
+    Resize(Resize),
+    /// Stop an instance: gracefully, then, only with --force, hard
+    #[command(after_help = "Examples:\n  ctl stop web --timeout 60s\n  ctl stop vm/web --timeout 2m --force")]
+    Stop(Stop),
+    /// Start an instance, where the host's caps allow it
+    #[command(after_help = "Examples:\n  ctl start web\n  ctl start container/db --dry-run")]
+    Start(Start),
+    /// Show what the host has, what is promised and what is free
+    #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
+    Capacity,
+    /// Show the sizes of the config file
+    #[command(after_help = "Examples:\n  ctl sizes\n  ctl resize web --size standard-2")]
+    Sizes,
+    /// Show whether agentd and its backends are well; exits with 3 where something is not
+    #[command(after_help = "Examples:\n  ctl health\n  ctl health -q && echo well")]
+    Health,
+    /// Lift the hold after a change that ended partial, once you have looked
+    #[command(after_help = "Examples:\n  ctl show vm/web\n  ctl clear-hold vm/web")]
+    ClearHold(Reference),
+    /// Check a config file and tell everything that is wrong with it; agentd need not run
+    #[command(after_help = "Examples:\n  ctl check-config\n  ctl check-config ./agentd.toml")]
+    CheckConfig(CheckConfig),
+    /// Write completions for a shell
+    #[command(
+        after_help = "Examples:\n  ctl completions bash > /etc/bash_completion.d/ctl\n  source <(ctl completions zsh)"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+const RESIZE_HELP: &str = "\
+Bytes are in powers of 1024: 8G, 8GiB and 8192M are the same. A value with + or - is relative to the present one; \
+`none` takes a limit away where there can be none.
+
+Examples:
+  ctl resize web --cpus 4 --memory 8GiB
+  ctl resize container/db --cpus +0.5 --memory -512M --dry-run";
+
+/// Which instance.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Reference {
+    /// vm/web, container/db, unit/batch.service; or a bare name that only one instance has
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+}
+
+/// `ctl list`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct List {
+    /// Only this kind: vm, container or unit
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+    /// Only in this state: running, paused, stopped, starting, stopping, crashed or unknown
+    #[arg(long)]
+    pub(crate) state: Option<String>,
+}
+
+/// `ctl resize`
+#[derive(Debug, ClapArgs)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["cpus", "memory", "cpu_limit", "size"]))]
+pub(crate) struct Resize {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// A vm's vCPUs, the CPU limit of anything else: 4, +1, -1, 1.5 or none
+    #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
+    pub(crate) cpus: Option<String>,
+    /// Memory: 8GiB, +1G, -512M or none
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// CPU time that the whole vm may take, in CPUs: 2.5, +1, -0.5 or none
+    #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
+    pub(crate) cpu_limit: Option<String>,
+    /// A size of the config file, in place of single values
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["cpus", "memory", "cpu_limit"])]
+    pub(crate) size: Option<String>,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+    /// How long to wait for the guest: 30s, 5m; 0 doesn't wait [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) wait: Option<String>,
+    /// Change only what runs
+    #[arg(long, conflicts_with = "next_boot")]
+    pub(crate) live_only: bool,
+    /// Change only what the next start will have
+    #[arg(long)]
+    pub(crate) next_boot: bool,
+    /// Allow a restart where the change can't be made live
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) restart: Option<RestartWhen>,
+    /// With --restart: the restart may be hard
+    #[arg(long, requires = "restart")]
+    pub(crate) force: bool,
+    /// Go back by itself after this time: 2h
+    #[arg(long = "for", value_name = "TIME")]
+    pub(crate) for_: Option<String>,
+}
+
+/// When a restart is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RestartWhen {
+    Never,
+    IfNeeded,
+}
+
+/// What makes a change exactly the one that was looked at.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Plan {
+    /// Show the exact steps and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Only if the instance is still at this version
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) if_version: Option<String>,
+}
+
+/// `ctl stop`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// How long it may take to shut down by itself: 60s, 5m [default: the config's stop_timeout]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) timeout: Option<String>,
+    /// Switch it off hard when that time is over
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+}
+
+/// `ctl start`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Start {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+}
+
+/// `ctl check-config`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CheckConfig {
+    /// The file
+    #[arg(value_name = "FILE", default_value = "/etc/agentd/agentd.toml")]
+    pub(crate) file: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn resize(line: &str) -> Result<Resize, clap::Error> {
+        match Args::try_parse_from(line.split(' '))?.command {
+            Command::Resize(resize) => Ok(resize),
+            other => panic!("{other:?} is no resize"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn relative_values_and_none_are_values() {
+        for (cpus, memory) in [("-1", "-512M"), ("+1", "+1GiB"), ("4", "none"), ("1.5", "8G")] {
+            let parsed = resize(&format!("ctl resize web --cpus {cpus} --memory {memory} --cpu-limit -0.5")).unwrap();
+            assert_eq!(parsed.cpus.as_deref(), Some(cpus));
+            assert_eq!(parsed.memory.as_deref(), Some(memory));
+            assert_eq!(parsed.cpu_limit.as_deref(), Some("-0.5"));
+        }
+        assert_eq!(resize("ctl resize web --memory=-512M").unwrap().memory.as_deref(), Some("-512M"));
+    }
+
+    #[test]
+    fn what_excludes_each_other_is_refused_with_exit_code_2() {
+        for line in [
+            "ctl resize web",
+            "ctl resize web --size a --cpus 4",
+            "ctl resize web --cpus 4 --live-only --next-boot",
+            "ctl resize web --cpus 4 --force",
+            "ctl resize --cpus 4",
+        ] {
+            assert_eq!(resize(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_shows_two_examples() {
+        for command in Args::command().get_subcommands_mut() {
+            let name = command.get_name().to_owned();
+            let help = command.render_help().to_string();
+            assert!(help.matches("\n  ctl ").count() + help.matches("\n  source").count() >= 2, "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn global_options_stand_before_and_after_the_command() {
+        for line in ["ctl --socket /s -o json -q capacity", "ctl capacity --socket /s -o json -q"] {
+            let global = Args::try_parse_from(line.split(' ')).unwrap().global;
+            assert_eq!((global.socket.to_str(), global.output, global.quiet), (Some("/s"), Format::Json, true));
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! `ctl stop`, `ctl start` and `ctl clear-hold`.
+
+use agentd_core::api::{Instance, StartRequest, StopRequest};
+
+use super::{Context, duration, unreadable};
+use crate::args::{Start, Stop};
+use crate::error::Failure;
+use crate::render::{Report, table, text};
+
+/// Brings an instance down.
+pub(super) fn stop(context: &Context, args: &Stop) -> Result<Report, Failure> {
+    let timeout = duration("--timeout", args.timeout.as_ref())?;
+    let body = StopRequest { timeout, force: args.force, dry_run: args.plan.dry_run };
+    context.change(&args.of.reference, "stop", &body, &args.plan)
+}
+
+/// Brings an instance up.
+pub(super) fn start(context: &Context, args: &Start) -> Result<Report, Failure> {
+    context.change(&args.of.reference, "start", &StartRequest { dry_run: args.plan.dry_run }, &args.plan)
+}
+
+/// Lifts a hold; the answer is the instance as it is now.
+pub(super) fn clear_hold(context: &Context, typed: &str) -> Result<Report, Failure> {
+    let reply = context.send(typed, "clear-hold", &StartRequest::default(), None, false)?;
+    let instance: Instance = reply.read().map_err(|failure| unreadable(failure, false))?;
+    let held = if instance.holds.is_empty() { "is not held" } else { "is still held" };
+    let mut out = format!("{}  {held}\n", text::clean(&instance.reference));
+    out += &table::show(&instance, context.screen.out_width);
+    let mut report = context.screen.success(&reply.body, out, String::new());
+    report.keep_exit = true;
+    Ok(report)
+}

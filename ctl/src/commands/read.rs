@@ -1,0 +1,107 @@
+//! The commands that ask and change nothing: `list`, `show`, `capacity`, `sizes`, `health`.
+
+use agentd_core::api::{Capacity, Health, Instance, InstanceList, SizeList};
+use agentd_core::instance::{Kind, State};
+use serde_json::Value;
+
+use super::Context;
+use crate::args::List;
+use crate::client::{Reply, encode};
+use crate::error::Failure;
+use crate::render::{Report, table};
+
+/// The exit code where agentd is there and something behind it isn't well.
+const UNWELL_EXIT: u8 = 3;
+
+/// Lists instances, every page.
+pub(super) fn list(context: &Context, args: &List) -> Result<Report, Failure> {
+    let kind = args.kind.as_deref().map(str::parse::<Kind>).transpose()?;
+    let state = args.state.as_deref().map(str::parse::<State>).transpose()?;
+    let mut query = Vec::new();
+    query.extend(kind.map(|kind| format!("kind={kind}")));
+    query.extend(args.pattern.as_deref().map(|pattern| format!("match={}", encode(pattern))));
+    query.extend(state.map(|state| format!("state={state}")));
+    let reply = all_pages(context, &query)?;
+    let list: InstanceList = reply.read()?;
+    let mut err = table::unavailable(&list.unavailable, "what it has is as it was last seen, or missing");
+    if list.items.is_empty() {
+        err += if query.is_empty() { "there are no instances that you may see\n" } else { "no instance matches\n" };
+    }
+    let out = if list.items.is_empty() { String::new() } else { table::list(&list.items, context.screen.out_width) };
+    Ok(context.screen.success(&reply.body, out, err))
+}
+
+/// All pages as one document: the first one with everybody's items.
+fn all_pages(context: &Context, query: &[String]) -> Result<Reply, Failure> {
+    let path = |cursor: Option<&str>| {
+        let mut query = query.to_vec();
+        query.extend(cursor.map(|cursor| format!("cursor={}", encode(cursor))));
+        if query.is_empty() { "/v1/instances".to_owned() } else { format!("/v1/instances?{}", query.join("&")) }
+    };
+    let first = context.get(&path(None))?;
+    let mut whole: Value = first.read()?;
+    let Some(mut cursor) = next_cursor(&whole) else { return Ok(first) };
+    loop {
+        let mut page: Value = context.get(&path(Some(&cursor)))?.read()?;
+        let next = next_cursor(&page);
+        if let (Some(Value::Array(items)), Some(Value::Array(more))) =
+            (whole.get_mut("items"), page.get_mut("items").map(Value::take))
+        {
+            items.extend(more);
+        }
+        match next {
+            Some(next) if next == cursor => {
+                return Err(Failure::internal("agentd's list of instances goes in a circle".into()));
+            }
+            Some(next) => cursor = next,
+            None => break,
+        }
+    }
+    if let Some(cursor) = whole.get_mut("next_cursor") {
+        *cursor = Value::Null;
+    }
+    Ok(Reply { status: first.status, body: whole.to_string() })
+}
+
+fn next_cursor(page: &Value) -> Option<String> {
+    page.get("next_cursor").and_then(Value::as_str).map(str::to_owned)
+}
+
+/// Shows one instance.
+pub(super) fn show(context: &Context, typed: &str) -> Result<Report, Failure> {
+    let (client, text) = (context.client.clone(), typed.to_owned());
+    let reply = context.watch(None, move || client.look_up(&text))?;
+    let instance: Instance = reply.read()?;
+    Ok(context.screen.success(&reply.body, table::show(&instance, context.screen.out_width), String::new()))
+}
+
+/// Shows the host.
+pub(super) fn capacity(context: &Context) -> Result<Report, Failure> {
+    let reply = context.get("/v1/capacity")?;
+    let capacity: Capacity = reply.read()?;
+    let err = table::unavailable(&capacity.unavailable, "its last known charge stands");
+    Ok(context.screen.success(&reply.body, table::capacity(&capacity, context.screen.out_width), err))
+}
+
+/// Shows the sizes.
+pub(super) fn sizes(context: &Context) -> Result<Report, Failure> {
+    let reply = context.get("/v1/sizes")?;
+    let sizes: SizeList = reply.read()?;
+    let (out, err) = if sizes.items.is_empty() {
+        (String::new(), "the config file has no [sizes]\n".to_owned())
+    } else {
+        (table::sizes(&sizes, context.screen.out_width), String::new())
+    };
+    Ok(context.screen.success(&reply.body, out, err))
+}
+
+/// Shows whether all is well.
+pub(super) fn health(context: &Context) -> Result<Report, Failure> {
+    let reply = context.get("/v1/health")?;
+    let health: Health = reply.read()?;
+    let mut screen = context.screen;
+    screen.quiet &= health.ok;
+    let mut report = screen.success(&reply.body, table::health(&health, screen.out_width), String::new());
+    report.exit = if health.ok { 0 } else { UNWELL_EXIT };
+    Ok(report)
+}

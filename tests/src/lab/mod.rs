@@ -1,0 +1,62 @@
+//! The lab: real engines (Docker, libvirt with QEMU) started privately for a test, and the daemon started among them.
+//! Everything lives below one temporary folder and in namespaces and cgroups of its own; nothing of the machine is used
+//! or changed, and nothing outlives the test process, however that ends.
+
+mod agentd;
+mod daemon;
+mod docker;
+mod guest;
+mod guest_image;
+mod http;
+mod libvirt;
+mod namespace;
+mod testdriver;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+pub use agentd::{Agentd, Builder as AgentdBuilder, CtlOutput, binary};
+pub use docker::{CgroupPaths, Docker};
+pub use guest::{Domain, Guest, Stat, vcpu_threads};
+pub use guest_image::GuestImage;
+pub use http::{Events, Response};
+pub use libvirt::Libvirt;
+pub use namespace::Lab;
+pub use testdriver::{TestNode, test_domain};
+
+/// How often a condition is looked at.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Looks at `probe` until it gives a value, and fails with `what` and the last error once `limit` has passed.
+///
+/// An error of the probe counts as "not yet": what is waited for (a socket, a file) often isn't there at first.
+pub fn wait_until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        let last = match probe() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if start.elapsed() >= limit {
+            let waited = format!("waited {:.1} s in vain for {what}", start.elapsed().as_secs_f64());
+            match last {
+                Some(error) => return Err(error).context(waited),
+                None => bail!(waited),
+            }
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// What a finished command printed to standard output; an error that shows all of it where it did not end with 0.
+pub(crate) fn stdout_of(command: &mut std::process::Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{:?} ended with {}: {}{}", command.get_program(), output.status, stderr.trim_end(), stdout.trim_end());
+    }
+    Ok(stdout)
+}

@@ -1,0 +1,250 @@
+//! Virtual machines on real QEMU guests, driven by `ctl`: what a resize does shows on the guest's own console, in its QEMU's
+//! threads and in its cgroup.
+
+use std::time::Duration;
+
+use agentd_tests::lab::{Agentd, CtlOutput, Docker, Domain, Lab, Libvirt, vcpu_threads, wait_until};
+use anyhow::Result;
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn config(libvirt: &Libvirt) -> String {
+    format!(
+        "[libvirt]\nuri = \"{}\"\n[capacity]\ncpus = 16\nmemory = \"16GiB\"\n[scaling]\nmax_cpus = 16\n\
+         [[limit]]\nmatch = \"*\"\nshrink_margin = \"16MiB\"\n",
+        libvirt.uri()
+    )
+}
+
+fn code(output: &CtlOutput) -> i32 {
+    output.code.unwrap_or(-1)
+}
+
+fn show(agentd: &Agentd, name: &str) -> Result<Value> {
+    Ok(agentd.get(&format!("/v1/instances/vm/{name}"))?.json())
+}
+
+#[test]
+fn a_guests_vcpus_and_memory_follow_ctl_as_its_console_shows() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("web").vcpus(1, 4).memory(512, 512).define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    let before = guest.wait_for("one CPU", LIMIT, |stat| stat.nproc == 1)?;
+
+    let output = agentd.ctl(&["resize", "web", "--cpus", "3", "--memory", "400MiB"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert!(output.stdout.contains("cpus 1 → 3") && output.stdout.contains("memory 512 MiB → 400 MiB"), "{output:?}");
+    guest.wait_for("three CPUs", LIMIT, |stat| stat.nproc == 3)?;
+    let less = guest.wait_for("less memory", LIMIT, |stat| stat.memtotal_kib + 100 * 1024 < before.memtotal_kib)?;
+    assert_eq!(vcpu_threads(guest.qemu_pid()?)?.len(), 3);
+
+    let output = agentd.ctl(&["resize", "vm/web", "--memory", "450MiB"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert!(output.stdout.contains("live and saved, confirmed by the guest"), "{output:?}");
+    guest.wait_for("more memory", LIMIT, |stat| stat.memtotal_kib > less.memtotal_kib + 40 * 1024)?;
+    let shown = show(&agentd, "web")?;
+    assert_eq!(shown["memory"]["persistent"], 450 << 20);
+    assert_eq!(shown["cpus"]["persistent"], 3);
+
+    // The boot maximum is the ceiling, and it is named.
+    let output = agentd.ctl(&["resize", "web", "--memory", "513MiB"]);
+    assert_eq!(code(&output), 9, "{output:?}");
+    assert!(output.stderr.contains("restart-required") && output.stderr.contains("512 MiB"), "{output:?}");
+    // What the guest uses is never taken.
+    let output = agentd.ctl(&["resize", "web", "--memory", "24MiB"]);
+    assert_eq!(code(&output), 4, "{output:?}");
+    assert!(output.stderr.contains("below-minimum") && output.stderr.contains("uses"), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_without_a_balloon_driver_is_silent_and_has_its_old_target() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("mute").memory(512, 512).flag("noballoon").define_and_start(&libvirt)?;
+    let target = || guest.virsh("dumpxml", &[]).map(|xml| between(&xml, "<currentMemory unit='KiB'>", "<"));
+    let before = target()?;
+    for (word, config) in [
+        ("if-unused", config(&libvirt)),
+        ("always", config(&libvirt).replace("shrink_margin = \"16MiB\"", "shrink = \"always\"")),
+    ] {
+        let agentd = Agentd::with_config(&config).inside(&lab).start()?;
+        let output = agentd.ctl(&["resize", "mute", "--memory", "400MiB", "--cpus", "2", "--wait", "3s"]);
+        assert_eq!(code(&output), 8, "{word}: {output:?}");
+        assert!(output.stderr.contains("guest-silent"), "{word}: {output:?}");
+        assert_eq!(target()?, before, "{word}");
+        let shown = show(&agentd, "mute")?;
+        assert_eq!(shown["cpus"]["observed"], 1, "{word}: nothing else is changed");
+        assert_eq!(shown["memory"]["persistent"], 512 << 20, "{word}");
+    }
+    Ok(())
+}
+
+fn between(text: &str, start: &str, end: &str) -> String {
+    let rest = text.split_once(start).map_or("", |(_, rest)| rest);
+    rest.split_once(end).map_or("", |(found, _)| found).to_owned()
+}
+
+#[test]
+fn a_vcpu_unplug_that_libvirt_gives_up_on_is_told_by_qemus_threads() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    let late = Domain::new("late").vcpus(1, 4).define_and_start(&libvirt)?;
+    let sticky = Domain::new("sticky").vcpus(1, 4).flag("sticky").define_and_start(&libvirt)?;
+    for guest in [&late, &sticky] {
+        assert_eq!(code(&agentd.ctl(&["resize", guest.name(), "--cpus", "2"])), 0);
+        guest.wait_for("two CPUs", LIMIT, |stat| stat.nproc == 2)?;
+    }
+    // One guest is too slow for libvirt's 5 s, as guests under load are; the other never gives a CPU up.
+    late.slow(true)?;
+    let before = agentd.get("/v1/capacity")?.json()["cpus"]["committed"].clone();
+    for guest in [&late, &sticky] {
+        let output = agentd.ctl(&["resize", guest.name(), "--cpus", "1", "-o", "json"]);
+        let reply: Value = serde_json::from_str(&output.stdout)?;
+        assert_eq!((code(&output), &reply["outcome"]), (8, &json!("pending")), "{reply}");
+        assert_eq!(reply["changes"][0]["accepted"], 1, "{reply}");
+        assert_eq!(reply["changes"][0]["observed"], 2, "{reply}");
+    }
+    assert_eq!(agentd.get("/v1/capacity")?.json()["cpus"]["committed"], before, "not given back yet");
+    late.slow(false)?;
+    late.wait_for("one CPU", LIMIT, |stat| stat.nproc == 1)?;
+    let threads = |guest: &agentd_tests::lab::Guest| -> Result<usize> { Ok(vcpu_threads(guest.qemu_pid()?)?.len()) };
+    wait_until("agentd to tell that QEMU has dropped the vCPU", LIMIT, || {
+        let cpus = show(&agentd, "late")?["cpus"].clone();
+        Ok((cpus["observed"] == 1 && cpus["confirmed"] == 1 && threads(&late)? == 1).then_some(()))
+    })?;
+    assert_eq!((show(&agentd, "sticky")?["cpus"]["observed"].clone(), threads(&sticky)?), (json!(2), 2));
+
+    for guest in [&late, &sticky] {
+        let log = std::fs::read_to_string(lab.outside(format!("/var/log/libvirt/qemu/{}.log", guest.name())))?;
+        assert!(!log.contains("custom-monitor"), "no monitor command was used: {log}");
+    }
+    // libvirt counts 2, QEMU runs 1: vCPUs are left alone until they agree, at the latest after the next start.
+    assert_eq!(late.virsh("vcpucount", &["--live", "--current"])?.trim(), "2", "libvirt has not heard of it");
+    let output = agentd.ctl(&["resize", "late", "--cpus", "3"]);
+    assert_eq!(code(&output), 10, "{output:?}");
+    assert!(output.stderr.contains("invalid-state"), "{output:?}");
+    assert_eq!(code(&agentd.ctl(&["resize", "late", "--memory", "200MiB"])), 0, "memory is another matter");
+    late.virsh("destroy", &[])?;
+    assert_eq!(code(&agentd.ctl(&["start", "late"])), 0);
+    assert_eq!(code(&agentd.ctl(&["resize", "late", "--cpus", "3"])), 0);
+    Ok(())
+}
+
+#[test]
+fn a_cpu_limit_shows_in_the_cgroup_and_in_what_a_busy_guest_gets() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("busy").flag("burn").define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    let observed = || -> Result<Value> { Ok(show(&agentd, "busy")?["cpu_limit"]["observed"].clone()) };
+    assert_eq!(observed()?, "none");
+    // What the guest's loop gets in one second of the guest's own clock; the first line after a change is a mixture.
+    let rate = |lines: usize| -> Result<f64> {
+        let stats = guest.next_stats(lines + 1)?;
+        let loops: u64 = stats[2..].iter().map(|stat| stat.loops).sum();
+        Ok(loops as f64 / (stats[lines].up - stats[1].up))
+    };
+    let mut ratios = Vec::new();
+    // One after the other, so that a machine that slows down meanwhile slows both down.
+    for _ in 0..3 {
+        let mut rates = Vec::new();
+        for limit in ["1.0", "0.5"] {
+            let output = agentd.ctl(&["resize", "busy", "--cpu-limit", limit]);
+            assert_eq!(code(&output), 0, "{output:?}");
+            assert_eq!(observed()?, serde_json::from_str::<Value>(limit)?.as_f64().map_or(json!(null), number));
+            rates.push(rate(8)?);
+        }
+        ratios.push(rates[1] / rates[0]);
+    }
+    ratios.sort_by(f64::total_cmp);
+    assert!((ratios[1] - 0.5).abs() <= 0.1, "a half of the time gives {ratios:?} of the rounds");
+    let cgroup_says = guest.virsh("schedinfo", &["--live"])?;
+    assert!(cgroup_says.contains("50000"), "{cgroup_says}");
+    let output = agentd.ctl(&["resize", "busy", "--cpu-limit", "none"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(observed()?, "none");
+    Ok(())
+}
+
+/// 1.0 travels as 1.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 { json!(value as u64) } else { json!(value) }
+}
+
+#[test]
+fn a_definition_that_cant_be_written_fails_whole_with_its_cause() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("fixed").vcpus(1, 4).memory(512, 512).define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    let before = show(&agentd, "fixed")?;
+    let folder = lab.outside("/etc/libvirt/qemu");
+    let chattr = |word: &str| std::process::Command::new("chattr").arg(word).arg(&folder).status();
+    assert!(chattr("+i")?.success(), "the folder of the definitions can be made unwritable");
+    let output = agentd.ctl(&["resize", "fixed", "--cpus", "3", "--memory", "400MiB"]);
+    let after = show(&agentd, "fixed");
+    assert!(chattr("-i")?.success());
+    let after = after?;
+    assert_eq!(guest.virsh("vcpucount", &["--live", "--current"])?.trim(), "1", "what runs is as it was");
+    match code(&output) {
+        1 => assert_eq!((&after["cpus"], &after["memory"]), (&before["cpus"], &before["memory"]), "{output:?}"),
+        7 => assert_eq!(after["holds"][0]["hold"], "needs-attention", "{output:?}"),
+        other => panic!("exit {other}: {output:?}"),
+    }
+    assert!(output.stderr.contains("fixed.xml") || output.stderr.contains("file"), "the cause is told: {output:?}");
+    Ok(())
+}
+
+#[test]
+fn libvirtd_may_die_and_come_back_while_agentd_and_containers_go_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut libvirt = Libvirt::start(&lab)?;
+    let docker = Docker::start(&lab)?;
+    docker.run("db", &["--cpus", "0.5", "-m", "64m"])?;
+    let guest = Domain::new("web").define_and_start(&libvirt)?;
+    let name = guest.name().to_owned();
+    let config = format!("{}[docker]\nsocket = \"{}\"\n", config(&libvirt), docker.socket().display());
+    let agentd = Agentd::with_config(&config).inside(&lab).start()?;
+    assert_eq!(code(&agentd.ctl(&["resize", "vm/web", "--cpus", "2"])), 0);
+    drop(guest);
+    libvirt.kill()?;
+    let output = agentd.ctl(&["resize", "vm/web", "--cpus", "3"]);
+    assert_eq!(code(&output), 3, "{output:?}");
+    assert!(output.stderr.contains("backend-unavailable"), "{output:?}");
+    assert_eq!(agentd.post("/v1/instances/vm/web/resize", &json!({"cpus": 3}))?.status, 503);
+    assert_eq!(code(&agentd.ctl(&["resize", "container/db", "--cpus", "1"])), 0);
+    libvirt.start_again()?;
+    libvirt.virsh(&["dominfo", &name])?;
+    wait_until("VMs to be served again", Duration::from_secs(5), || {
+        let reply = agentd.post("/v1/instances/vm/web/resize", &json!({"cpus": 3}))?;
+        Ok((reply.status == 200).then_some(()))
+    })
+}
+
+#[test]
+fn a_vm_stops_by_acpi_or_says_that_it_does_not_and_starts_again() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    // The lab's guest has nothing that listens to the power button: it never goes down by itself.
+    let guest = Domain::new("web").define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    let output = agentd.ctl(&["stop", "web", "--timeout", "2s"]);
+    assert_eq!(code(&output), 8, "{output:?}");
+    assert_eq!(guest.virsh("domstate", &[])?.trim(), "running");
+    guest.virsh("suspend", &[])?;
+    assert_eq!(code(&agentd.ctl(&["stop", "web"])), 10);
+    assert_eq!(code(&agentd.ctl(&["resize", "web", "--cpus", "2", "--live-only"])), 10);
+    guest.virsh("resume", &[])?;
+    let output = agentd.ctl(&["stop", "web", "--timeout", "1s", "--force"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert!(output.stdout.contains("hard"), "{output:?}");
+    assert_eq!(guest.virsh("domstate", &[])?.trim(), "shut off");
+    assert_eq!(code(&agentd.ctl(&["resize", "web", "--cpus", "2"])), 0, "for the next start");
+    assert_eq!(code(&agentd.ctl(&["start", "web"])), 0);
+    guest.wait_for("two CPUs", LIMIT, |stat| stat.nproc == 2)?;
+    Ok(())
+}
