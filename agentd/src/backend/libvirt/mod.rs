@@ -67,7 +67,7 @@ impl Libvirt {
     async fn see(&self, name: &str, look: Look) -> Result<Sighting, BackendError> {
         let what = format!("observe {name}");
         let named = name.to_owned();
-        let job = move |job: &calls::Job<'_>| Ok(look::sight(&look::look_up(job.connect, &named)?)?);
+        let job = move |job: &calls::Job<'_>| Ok(look::sight(&look::look_up(job.connect, &named)?, job.pid_dirs)?);
         let mut seen = self.calls.run(Class::Look, "", &what, job).await?;
         let Some(live) = &seen.live else { return Ok(seen) };
         if self.calls.is_stuck(&seen.uuid) {
