@@ -17,6 +17,8 @@ clean_up() {
     for h in $hierarchies; do
       [ -d "$h/$name" ] || continue
       left=yes
+      # A paused container would not die before it is thawed: v1's freezer holds back even SIGKILL.
+      find "$h/$name" -name freezer.state | while read -r state; do echo THAWED >"$state"; done 2>/dev/null || true
       find "$h/$name" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u | xargs -r kill -9 2>/dev/null || true
       find "$h/$name" -depth -type d -exec rmdir {} \; 2>/dev/null || true
     done

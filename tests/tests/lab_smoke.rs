@@ -72,8 +72,10 @@ fn a_busy_guest_slows_down_under_a_cpu_limit() -> Result<()> {
         Ok(loops as f64 / (stats[lines - 1].up - stats[0].up))
     };
     let free = rate(4)?;
-    guest.virsh("schedinfo", &["--live", "global_period=100000", "global_quota=25000"])?;
-    let limited = rate(6)?;
+    // Far below what it gets on a machine that other tests keep busy.
+    guest.virsh("schedinfo", &["--live", "global_period=100000", "global_quota=5000"])?;
+    guest.next_stats(1)?;
+    let limited = rate(4)?;
     assert!(free > 0.0 && limited < free / 2.0, "{free:.0} rounds a second, then {limited:.0}");
     Ok(())
 }
@@ -172,6 +174,8 @@ fn victim() -> Result<()> {
     let libvirt = Libvirt::start(&lab)?;
     let docker = Docker::start(&lab)?;
     docker.run("web", &[])?;
+    // What is frozen does not die by itself.
+    docker.docker(&["pause", "web"])?;
     let guest = Domain::new("web").define_and_start(&libvirt)?;
     std::fs::write(std::env::var("VICTIM_FILE")?, format!("{} {}", guest.qemu_pid()?, lab.dir().display()))?;
     loop {
