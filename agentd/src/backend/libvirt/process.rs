@@ -13,6 +13,8 @@ pub(super) struct Process {
     pub(super) start: u64,
     /// Its vCPU threads; `None` where their names don't tell.
     pub(super) vcpus: Option<u32>,
+    /// Whether it emulates its vCPUs (TCG) in place of running them on the host's (KVM).
+    pub(super) emulates: bool,
 }
 
 /// The process of a domain on this host, found by the pid file that libvirt keeps and checked against the UUID on its
@@ -27,8 +29,9 @@ pub(super) fn find(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<Proce
     let start = start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
-    let vcpus = u32::try_from(names.filter(|name| is_vcpu(name.trim_end())).count()).ok().filter(|count| *count > 0);
-    Some(Process { pid, start, vcpus })
+    let names: Vec<String> = names.filter(|name| is_vcpu(name.trim_end())).collect();
+    let vcpus = u32::try_from(names.len()).ok().filter(|count| *count > 0);
+    Some(Process { pid, start, vcpus, emulates: names.iter().any(|name| name.trim_end().ends_with("/TCG")) })
 }
 
 /// Where the libvirt behind a URI keeps pid files, if it is on this host: beside its socket, where the URI names one, else

@@ -73,6 +73,10 @@ pub(super) fn disagreement(counted: u32, threads: u32) -> String {
     )
 }
 
+/// Why vCPUs of an emulated guest stay as they are after an unplug that it obeyed late.
+const AFTER_LATE_UNPLUG: &str = "it obeyed an unplug after libvirt had given up on it, and an emulating QEMU has been seen to \
+    crash at the next change of vCPUs; they can be changed again after its next start";
+
 /// The sighting as an observation. What was asked of the guest and is still open is in `asked`.
 pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, Problem> {
     let reference = Ref::new(Kind::Vm, &seen.name)?;
@@ -157,6 +161,10 @@ fn cpus(
         let why = disagreement(counted, threads);
         notes.push(why.clone());
         live = Ability::No(Code::InvalidState, why);
+    } else if matches!(unplug, Some(Unplug::Obeyed(_))) && seen.process.is_some_and(|process| process.emulates) {
+        // A restart of libvirtd makes the counts agree again, and a hot-add then still killed QEMU 7.2 under TCG
+        // ("double free or corruption"), 2 times of 2. Under KVM QEMU tells libvirt of a late unplug, and all is well.
+        live = Ability::No(Code::InvalidState, AFTER_LATE_UNPLUG.into());
     }
     let saved = seen.saved.as_ref();
     Reading {
@@ -322,14 +330,14 @@ mod tests {
             saved: Some(definition),
             live_bandwidth: Ok(none),
             saved_bandwidth: Ok(Bandwidth::default()),
-            process: Some(Process { pid: 1, start: 42, vcpus: Some(3) }),
+            process: Some(Process { pid: 1, start: 42, vcpus: Some(3), emulates: false }),
             cgroup_limit: Some(Limit::Unlimited),
             balloon: Balloon::Said { stats, fresh: true },
         }
     }
 
     fn threads(count: u32) -> Option<Process> {
-        Some(Process { pid: 1, start: 42, vcpus: Some(count) })
+        Some(Process { pid: 1, start: 42, vcpus: Some(count), emulates: false })
     }
 
     #[test]
@@ -370,6 +378,13 @@ mod tests {
         assert_eq!(obeyed.cpus.confirmed, Some(vcpus(2)));
         assert!(matches!(&obeyed.cpus.live, Ability::No(Code::InvalidState, why) if why.contains("counts 3")));
         assert_eq!(obeyed.memory.live, Ability::Yes);
+        // libvirt, started anew, counts 2 as well.
+        if let Some(live) = &mut seen.live {
+            live.vcpus = 2;
+        }
+        assert_eq!(observed(&seen, &mut asked).unwrap().cpus.live, Ability::Yes);
+        seen.process = seen.process.map(|process| Process { emulates: true, ..process });
+        assert!(matches!(observed(&seen, &mut asked).unwrap().cpus.live, Ability::No(Code::InvalidState, _)));
     }
 
     #[test]
