@@ -1,10 +1,11 @@
 //! The client of agentd's API: one request, one reply, over the Unix socket. Knows HTTP, and what it means for a change
 //! when a connection breaks; knows no command and prints nothing.
 //!
-//! `ureq` over a transport of our own, and not hyper: ctl asks one thing at a time, so a runtime would be start time for
-//! nothing . Nor our own reading of HTTP on `httparse`: lengths, chunks and
-//! deadlines are where such code goes wrong, and ureq starts as fast. ureq's transport traits
-//! are outside of its semver promise, hence the `~` in Cargo.toml; `socket.rs` is all that depends on them.
+//! `ureq` over a transport of our own. Measured: one question from `exec` to exit takes 1.5 ms with it and 1.4 ms with
+//! hyper on tokio, of which 0.6 ms are any process's, at the same size of binary. So start time does not decide; ctl asks
+//! one thing at a time, and blocking calls with deadlines are the plainer code for that. Our own reading of HTTP on
+//! `httparse` would win nothing and own the lengths and chunks. ureq's transport traits are outside of its semver promise,
+//! hence the `~` in Cargo.toml; `socket.rs` is all that depends on them.
 
 mod socket;
 

@@ -35,7 +35,7 @@ pub(crate) struct Parts {
     /// What ctl exits with.
     pub(crate) exit: u8,
     /// The problem document, for `-o json`.
-    pub(crate) document: Value,
+    pub(crate) document: String,
 }
 
 impl Deref for Failure {
@@ -65,8 +65,7 @@ struct Told {
 impl Failure {
     /// From a reply that isn't a success.
     pub(crate) fn from_reply(status: u16, body: &str) -> Self {
-        let document: Value = serde_json::from_str(body).unwrap_or(Value::Null);
-        let Ok(told) = serde_json::from_value::<Told>(document.clone()) else {
+        let Ok(told) = serde_json::from_str::<Told>(body) else {
             let start: String = body.chars().take(200).collect();
             return Failure::internal(format!("agentd answered with status {status} and no problem document: {start}"));
         };
@@ -78,7 +77,7 @@ impl Failure {
             operation: told.operation,
             outcome: told.outcome,
             steps: told.steps.into_iter().filter_map(|step| serde_json::from_value(step).ok()).collect(),
-            document,
+            document: body.to_owned(),
         }))
     }
 
@@ -99,11 +98,7 @@ impl Failure {
     }
 
     fn local(code: &str, exit: u8, detail: String, hint: Option<String>) -> Self {
-        let mut document = json!({"type": format!("/problems/{code}"), "title": code.replace('-', " "), "code": code,
-            "detail": detail});
-        if let (Some(hint), Value::Object(members)) = (&hint, &mut document) {
-            members.insert("hint".into(), hint.clone().into());
-        }
+        let document = document(code, None, &detail, hint.as_deref());
         let (code, steps) = (code.to_owned(), Vec::new());
         Failure(Box::new(Parts { code, detail, hint, operation: None, outcome: None, steps, exit, document }))
     }
@@ -112,12 +107,25 @@ impl Failure {
 /// What ctl found wrong by itself, in the server's form.
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        let mut failure = Failure::local(problem.code.as_str(), problem.code.exit(), problem.detail, problem.hint);
-        if let Value::Object(members) = &mut failure.0.document {
-            members.insert("status".into(), problem.code.http().into());
-        }
+        let code = problem.code;
+        let document = document(code.as_str(), Some(code.http()), &problem.detail, problem.hint.as_deref());
+        let mut failure = Failure::local(code.as_str(), code.exit(), problem.detail, problem.hint);
+        failure.0.document = document;
         failure
     }
+}
+
+/// A problem document in the server's form; without a status where no HTTP was spoken.
+fn document(code: &str, status: Option<u16>, detail: &str, hint: Option<&str>) -> String {
+    let mut members = json!({"type": format!("/problems/{code}"), "title": code.replace('-', " "), "code": code,
+        "detail": detail});
+    if let Some(status) = status {
+        members["status"] = status.into();
+    }
+    if let Some(hint) = hint {
+        members["hint"] = hint.into();
+    }
+    members.to_string()
 }
 
 /// The exit code of an error code; of one that ctl doesn't know yet, that of the first with the same HTTP status.
@@ -134,8 +142,9 @@ mod tests {
     #[test]
     fn every_code_of_the_table_gives_its_exit_code() {
         for code in Code::ALL {
-            let body = json!({"type": "/problems/x", "status": code.http(), "code": code, "detail": "d", "new": 1});
-            let failure = Failure::from_reply(code.http(), &body.to_string());
+            let body = json!({"type": "/problems/x", "status": code.http(), "code": code, "detail": "d", "new": 1})
+                .to_string();
+            let failure = Failure::from_reply(code.http(), &body);
             assert_eq!(failure.exit, code.exit(), "{code}");
             assert_eq!(failure.document, body);
         }

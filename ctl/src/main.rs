@@ -7,6 +7,8 @@ mod commands;
 mod error;
 mod progress;
 mod render;
+#[cfg(test)]
+mod testing;
 
 use std::process::ExitCode;
 

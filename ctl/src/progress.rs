@@ -13,7 +13,7 @@ use agentd_core::instance::Ref;
 use agentd_core::operation::{Outcome, StepState};
 
 use crate::client::{Client, GLANCE_TIME, encode, instance_path};
-use crate::render::text::clean;
+use crate::render::{self, text::clean};
 
 /// What is quicker is not worth a line.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -36,6 +36,8 @@ pub(crate) fn watch<T: Send + 'static>(
     });
     let seen = Arc::new(Mutex::new(waiting));
     let mut glance = glance;
+    // A window may change its size meanwhile; a line a little too long or too short does no harm.
+    let width = render::err_width().unwrap_or(80);
     let mut drawn = false;
     let mut pause = PATIENCE;
     loop {
@@ -57,7 +59,7 @@ pub(crate) fn watch<T: Send + 'static>(
             look(glance, Arc::clone(&seen));
         }
         let what = seen.lock().map_or_else(|poisoned| poisoned.into_inner().clone(), |what| what.clone());
-        draw(&line(&what, begun.elapsed(), width()));
+        draw(&line(&what, begun.elapsed(), width));
         drawn = true;
         pause = FRAME;
     }
@@ -79,10 +81,6 @@ fn draw(text: &str) {
     let mut stderr = std::io::stderr().lock();
     // A terminal that went away is no reason to give the change up.
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
-}
-
-fn width() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col).max(20))
 }
 
 /// One line, cut to the width, that replaces the one before.

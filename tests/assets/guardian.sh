@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2016,SC2086
 # Makes one lab's cgroups and namespaces, waits until its standard input closes (the test process let go of it or died),
 # then ends every process of the lab by its pid and removes what was made. `sh -c SCRIPT guardian DIR NAME`
 # DIR: the lab's folder, removed at the end. NAME: what the lab's cgroups are called.
@@ -7,26 +8,23 @@ dir=$1 name=$2
 # The cgroup hierarchies, mounted at: all of v1 (and v2 beside it), or the one of v2.
 hierarchies=$(awk '($3 == "cgroup" || $3 == "cgroup2") && $2 ~ "^/sys/fs/cgroup" { print $2 }' /proc/mounts | sort -u)
 
-kill_all() {
-  # Again and again, since what forks may have been missed; nothing of the lab lives outside its cgroups.
+clean_up() {
+  # Again and again, since what forks may have been missed, and a process on its way out keeps its cgroup busy for a
+  # while without being listed there. Nothing of the lab lives outside its cgroups.
   tries=0
-  while [ $tries -lt 200 ]; do
-    pids=
+  while [ $tries -lt 500 ]; do
+    left=
     for h in $hierarchies; do
-      [ ! -d "$h/$name" ] || pids="$pids $(find "$h/$name" -name cgroup.procs -exec cat {} + 2>/dev/null || true)"
+      [ -d "$h/$name" ] || continue
+      left=yes
+      # A paused container would not die before it is thawed: v1's freezer holds back even SIGKILL.
+      find "$h/$name" -name freezer.state | while read -r state; do echo THAWED >"$state"; done 2>/dev/null || true
+      find "$h/$name" -name cgroup.procs -exec cat {} + 2>/dev/null | sort -u | xargs -r kill -9 2>/dev/null || true
+      find "$h/$name" -depth -type d -exec rmdir {} \; 2>/dev/null || true
     done
-    pids=$(printf '%s\n' $pids | sort -un)
-    [ -n "$pids" ] || return 0
-    kill -9 $pids 2>/dev/null || true
+    [ -n "$left" ] || break
     tries=$((tries + 1))
     sleep 0.02
-  done
-}
-
-clean_up() {
-  kill_all
-  for h in $hierarchies; do
-    [ ! -d "$h/$name" ] || find "$h/$name" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   done
   rm -rf "$dir"
 }

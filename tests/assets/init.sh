@@ -5,6 +5,7 @@
 #   sticky      the guest never gives a CPU up
 #   burn        a busy loop in the background, whose rounds a second are printed: the proof of a CPU time limit
 #   passive     hot-added CPUs are left offline: present is not online
+# shellcheck shell=dash disable=SC2086
 /bin/busybox mkdir -p /proc /sys /dev /run
 /bin/busybox --install -s /bin
 export PATH=/bin

@@ -143,3 +143,28 @@ fn dockerd_may_die_and_come_back_while_agentd_runs_on() -> Result<()> {
     })?;
     Ok(())
 }
+
+#[test]
+fn a_name_that_two_kinds_share_is_ambiguous_and_a_deleted_instance_is_gone() -> Result<()> {
+    let lab = Lab::new()?;
+    let docker = Docker::start(&lab)?;
+    let node = TestNode::uniform(lab.dir(), 1, (2, 4), (1024, 4096))?;
+    let agentd = Agentd::with_config(&format!("{}[libvirt]\nuri = \"{}\"\n", config(&docker), node.uri())).start()?;
+    let vm = agentd.get("/v1/instances?kind=vm")?.json()["items"][0].clone();
+    let name = vm["name"].as_str().unwrap_or_default();
+    let id = docker.run(name, &["--cpus", "0.5", "-m", "64m"])?;
+    let by_name = || agentd.get(&format!("/v1/instances?name={name}"));
+    let ambiguous = by_name()?;
+    assert_eq!((ambiguous.status, &ambiguous.json()["code"]), (409, &json!("ambiguous")));
+    let output = agentd.ctl(&["show", name]);
+    assert_eq!(output.code, Some(6));
+    assert!(output.stderr.contains(&format!("container/{name}")) && output.stderr.contains(&format!("vm/{name}")));
+    // The first 12 characters of an id serve as a name.
+    assert_eq!(agentd.get(&format!("/v1/instances?name={}", &id[..12]))?.json()["name"], name);
+    docker.rm(name)?;
+    assert_eq!(by_name()?.json()["ref"], format!("vm/{name}"));
+    let gone = agentd.get(&format!("/v1/instances/container/{name}"))?;
+    assert_eq!((gone.status, &gone.json()["code"]), (404, &json!("not-found")));
+    assert_eq!(resize(&agentd, name, &json!({"cpus": 1}))?.0, 404);
+    Ok(())
+}

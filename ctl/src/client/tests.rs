@@ -1,72 +1,12 @@
 //! The client against a server of a few lines: what it sends, and what it makes of replies, refusals and silence.
 
-use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
-use std::sync::mpsc::{self, Receiver};
 
 use super::*;
+use crate::testing::{Does, Server, header, reply};
 
-/// What the server does with a connection.
-enum Does {
-    /// Reads the request and answers with these bytes.
-    Say(String),
-    /// Reads the request and hangs up.
-    HangUp,
-    /// Answers without reading, and hangs up.
-    TurnAway(String),
-}
-
-struct Server {
-    directory: tempfile::TempDir,
-    requests: Receiver<String>,
-}
-
-impl Server {
-    /// Serves one connection after the other, then takes the socket away.
-    fn new(script: Vec<Does>) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("s");
-        let listener = UnixListener::bind(&path).unwrap();
-        let (seen, requests) = mpsc::channel();
-        thread::spawn(move || {
-            let last = script.len();
-            for (number, does) in (1..).zip(script) {
-                let (mut stream, _) = listener.accept().unwrap();
-                if number == last {
-                    std::fs::remove_file(&path).unwrap();
-                }
-                if let Does::TurnAway(reply) = does {
-                    stream.write_all(reply.as_bytes()).unwrap();
-                    continue;
-                }
-                let mut request = Vec::new();
-                let mut byte = [0];
-                while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
-                    request.push(byte[0]);
-                }
-                let head = String::from_utf8(request).unwrap().to_lowercase();
-                let length = head
-                    .split("content-length: ")
-                    .nth(1)
-                    .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse().unwrap());
-                let mut body = vec![0; length];
-                stream.read_exact(&mut body).unwrap();
-                seen.send(head + &String::from_utf8(body).unwrap()).unwrap();
-                if let Does::Say(reply) = does {
-                    stream.write_all(reply.as_bytes()).unwrap();
-                }
-            }
-        });
-        Server { directory, requests }
-    }
-
-    fn client(&self) -> Client {
-        Client { pauses: &[Duration::ZERO; 3], ..Client::new(&self.directory.path().join("s")) }
-    }
-
-    fn requests(&self) -> Vec<String> {
-        self.requests.iter().collect()
-    }
+fn client(server: &Server) -> Client {
+    Client { pauses: &[Duration::ZERO; 3], ..Client::new(&server.socket()) }
 }
 
 fn change() -> Change {
@@ -76,15 +16,6 @@ fn change() -> Change {
         if_version: Some("b3a9".into()),
         reference: "vm/web".into(),
     }
-}
-
-fn header(request: &str, name: &str) -> String {
-    let start = format!("{name}: ");
-    request.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_default().to_owned()
-}
-
-fn reply(status: u16, body: &str) -> String {
-    format!("HTTP/1.1 {status} Reason\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
 fn ok() -> Does {
@@ -106,7 +37,7 @@ fn every_byte_outside_the_unreserved_is_encoded() {
 #[test]
 fn a_change_carries_its_key_its_version_and_its_body() {
     let server = Server::new(vec![ok()]);
-    assert_eq!(server.client().change(&change()), Ok(Reply { status: 200, body: "{}".into() }));
+    assert_eq!(client(&server).change(&change()), Ok(Reply { status: 200, body: "{}".into() }));
     let request = server.requests().remove(0);
     assert!(request.starts_with("post /v1/instances/vm/web/resize http/1.1\r\n"), "{request}");
     assert!(request.ends_with("\r\n\r\n{\"cpus\":4}"), "{request}");
@@ -141,7 +72,7 @@ fn a_path_too_long_for_a_socket_is_unreachable_and_no_panic() {
 #[test]
 fn a_broken_connection_is_asked_again_under_the_same_key() {
     let server = Server::new(vec![Does::HangUp, Does::HangUp, ok()]);
-    assert_eq!(server.client().change(&change()).map(|reply| reply.status), Ok(200));
+    assert_eq!(client(&server).change(&change()).map(|reply| reply.status), Ok(200));
     let requests = server.requests();
     assert_eq!(requests.len(), 3);
     assert!(requests.iter().all(|request| request == &requests[0]), "{requests:?}");
@@ -150,14 +81,14 @@ fn a_broken_connection_is_asked_again_under_the_same_key() {
 #[test]
 fn a_reply_cut_short_is_a_broken_connection() {
     let server = Server::new(vec![Does::Say("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{".into()), ok()]);
-    assert_eq!(server.client().change(&change()).map(|reply| reply.body), Ok("{}".into()));
+    assert_eq!(client(&server).change(&change()).map(|reply| reply.body), Ok("{}".into()));
 }
 
 #[test]
 fn where_asking_again_does_not_help_the_outcome_is_unknown() {
     // The fourth try finds no socket any more.
     let server = Server::new(vec![Does::HangUp, Does::Say(overloaded()), Does::HangUp]);
-    let failure = server.client().change(&change()).unwrap_err();
+    let failure = client(&server).change(&change()).unwrap_err();
     assert_eq!((failure.exit, failure.code.as_str()), (7, "outcome-unknown"));
     assert!(failure.detail.starts_with("the change of vm/web was sent and its outcome is unknown: "), "{failure:?}");
     assert_eq!(failure.hint.as_deref(), Some("look before you try again: ctl show vm/web"));
@@ -169,7 +100,7 @@ fn where_asking_again_does_not_help_the_outcome_is_unknown() {
 #[test]
 fn a_server_that_turns_us_away_unread_is_overloaded_and_not_unknown() {
     let server = Server::new(vec![Does::TurnAway(overloaded())]);
-    let failure = server.client().change(&change()).unwrap_err();
+    let failure = client(&server).change(&change()).unwrap_err();
     assert_eq!((failure.exit, failure.code.as_str()), (3, "overloaded"));
 }
 
@@ -177,7 +108,7 @@ fn a_server_that_turns_us_away_unread_is_overloaded_and_not_unknown() {
 fn a_problem_gives_its_exit_code_and_its_text() {
     let problem = reply(412, r#"{"code":"version-mismatch","detail":"changed"}"#);
     let server = Server::new(vec![Does::Say(problem)]);
-    let failure = server.client().change(&change()).unwrap_err();
+    let failure = client(&server).change(&change()).unwrap_err();
     assert_eq!((failure.exit, failure.detail.as_str()), (10, "changed"));
 }
 
@@ -185,7 +116,7 @@ fn a_problem_gives_its_exit_code_and_its_text() {
 fn chunked_replies_are_read() {
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n";
     let server = Server::new(vec![Does::Say(chunked.into())]);
-    assert_eq!(server.client().get("/v1/health").map(|reply| reply.body), Ok("{}".into()));
+    assert_eq!(client(&server).get("/v1/health").map(|reply| reply.body), Ok("{}".into()));
 }
 
 #[test]
@@ -200,8 +131,8 @@ fn a_silent_server_is_not_waited_for_for_ever() {
 #[test]
 fn a_bare_name_is_resolved_by_the_server() {
     let server = Server::new(vec![Does::Say(reply(200, r#"{"ref":"vm/we b"}"#))]);
-    assert_eq!(server.client().resolve("we b").map(|reference| reference.to_string()), Ok("vm/we b".into()));
+    assert_eq!(client(&server).resolve("we b").map(|reference| reference.to_string()), Ok("vm/we b".into()));
     assert!(server.requests()[0].starts_with("get /v1/instances?name=we%20b http/1.1\r\n"));
-    assert_eq!(server.client().resolve("vm/web").unwrap().as_str(), "vm/web", "asks nobody");
-    assert_eq!(server.client().resolve("pod/web").unwrap_err().exit, 2);
+    assert_eq!(client(&server).resolve("vm/web").unwrap().as_str(), "vm/web", "asks nobody");
+    assert_eq!(client(&server).resolve("pod/web").unwrap_err().exit, 2);
 }

@@ -16,7 +16,7 @@ use crate::args::{Args, Command, Format, Plan};
 use crate::client::{Change, Client, Reply, instance_path};
 use crate::error::Failure;
 use crate::progress;
-use crate::render::{self, Report, Screen, outcome};
+use crate::render::{Report, Screen, outcome};
 
 /// The exit code of what was accepted and has not come about.
 const PENDING_EXIT: u8 = 8;
@@ -33,8 +33,11 @@ struct Context {
 /// Runs the command that was typed.
 pub(crate) fn run(args: &Args) -> Report {
     let screen = Screen::new(args.global.output == Format::Json, args.global.quiet);
-    let context =
-        Context { client: Client::new(&args.global.socket), screen, watched: !screen.quiet && render::is_watched() };
+    let context = Context {
+        client: Client::new(&args.global.socket),
+        screen,
+        watched: !screen.quiet && screen.err_width.is_some(),
+    };
     let report = match &args.command {
         Command::List(list) => read::list(&context, list),
         Command::Show(of) => read::show(&context, &of.reference),

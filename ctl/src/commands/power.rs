@@ -23,7 +23,7 @@ pub(super) fn start(context: &Context, args: &Start) -> Result<Report, Failure> 
 pub(super) fn clear_hold(context: &Context, typed: &str) -> Result<Report, Failure> {
     let reply = context.send(typed, "clear-hold", &StartRequest::default(), None, false)?;
     let instance: Instance = reply.read().map_err(|failure| unreadable(failure, false))?;
-    let held = if instance.holds.is_empty() { "is not held any more" } else { "is still held" };
+    let held = if instance.holds.is_empty() { "is not held" } else { "is still held" };
     let mut out = format!("{}  {held}\n", text::clean(&instance.reference));
     out += &table::show(&instance, context.screen.out_width);
     let mut report = context.screen.success(&reply.body, out, String::new());

@@ -1,10 +1,11 @@
-//! Commands from what is typed to what is printed, without a server.
+//! Commands from what is typed to what is printed.
 
 use agentd_core::api::{Apply, ResizeRequest, Restart};
 use clap::Parser as _;
 
 use super::*;
 use crate::args::Resize;
+use crate::testing::{Does, Server, reply};
 
 fn args(line: &str) -> Args {
     Args::try_parse_from(line.split(' ')).unwrap()
@@ -110,5 +111,96 @@ fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&args(&format!("ctl completions {shell}"))).out;
         assert!(script.contains("clear-hold") && script.contains("if-version"), "{shell}");
+    }
+}
+
+fn run_with(server: &Server, line: &str) -> Report {
+    run(&args(&format!("ctl --socket {} {line}", server.socket().display())))
+}
+
+fn instance(name: &str) -> String {
+    let field = r#"{"accepted":2,"observed":2,"confirmed":null,"persistent":2,"ceiling":4}"#;
+    format!(
+        r#"{{"ref":"vm/{name}","kind":"vm","name":"{name}","id":"i","state":"running","version":"v","cpus":{field},"cpu_limit":{field},"memory":{field},"committed":{{"cpus":2,"memory":0}},"labels":{{}},"holds":[],"notes":[],"new":1}}"#
+    )
+}
+
+fn page(name: &str, cursor: &str) -> Does {
+    let items = instance(name);
+    Does::Say(reply(200, &format!(r#"{{"items":[{items}],"next_cursor":{cursor},"total":2,"unavailable":["unit"]}}"#)))
+}
+
+#[test]
+fn a_list_follows_its_cursors_to_the_end() {
+    let server = Server::new(vec![page("a", "\"c 1\""), page("b", "null")]);
+    let report = run_with(&server, "list --match vm/* --state running");
+    assert_eq!(report.exit, 0);
+    assert!(report.out.contains("vm/a") && report.out.contains("vm/b"), "{}", report.out);
+    assert!(report.err.starts_with("warning: the backend of kind unit does not answer"), "{}", report.err);
+    let requests = server.requests();
+    assert!(requests[0].starts_with("get /v1/instances?match=vm%2f%2a&state=running http"), "{requests:?}");
+    assert!(
+        requests[1].starts_with("get /v1/instances?match=vm%2f%2a&state=running&cursor=c%201 http"),
+        "{requests:?}"
+    );
+}
+
+#[test]
+fn a_list_as_json_is_one_document_with_everything_in_it() {
+    let server = Server::new(vec![page("a", "\"c\""), page("b", "null")]);
+    let report = run_with(&server, "list -o json");
+    let document: serde_json::Value = serde_json::from_str(&report.out).unwrap();
+    assert_eq!(document["items"][1]["name"], "b");
+    assert_eq!((&document["items"][0]["new"], &document["next_cursor"]), (&1.into(), &serde_json::Value::Null));
+    assert_eq!(report.err, "");
+}
+
+#[test]
+fn a_list_that_goes_in_a_circle_ends() {
+    let server = Server::new(vec![page("a", "\"c\""), page("a", "\"c\"")]);
+    assert_eq!(run_with(&server, "list").exit, 1);
+}
+
+#[test]
+fn an_empty_list_says_so_beside_the_output() {
+    let empty = r#"{"items":[],"next_cursor":null,"total":0,"unavailable":[]}"#;
+    let server = Server::new(vec![Does::Say(reply(200, empty))]);
+    let report = run_with(&server, "list --kind vm");
+    assert_eq!((report.out.as_str(), report.err.as_str(), report.exit), ("", "no instance matches\n", 0));
+}
+
+fn outcome_of(outcome: &str, status: u16) -> Report {
+    let view = format!(
+        r#"{{"operation":"01J","verb":"stop","outcome":"{outcome}","ref":"vm/web","dry_run":false,"elapsed_ms":1000,"changes":[],"steps":[],"notes":[],"instance":{}}}"#,
+        instance("web")
+    );
+    run_with(&Server::new(vec![Does::Say(reply(status, &view))]), "-q stop vm/web")
+}
+
+#[test]
+fn outcomes_give_their_exit_codes() {
+    for (outcome, status, exit) in
+        [("changed", 200, 0), ("unchanged", 200, 0), ("running", 202, 0), ("pending", 200, 8)]
+    {
+        assert_eq!(outcome_of(outcome, status).exit, exit, "{outcome}");
+    }
+    assert_eq!(outcome_of("changed", 200).out, "");
+    assert!(outcome_of("pending", 200).out.contains("still running"), "-q hides success only");
+}
+
+#[test]
+fn an_answer_that_cannot_be_read_after_a_change_is_an_unknown_outcome() {
+    let report = run_with(&Server::new(vec![Does::Say(reply(200, "{}"))]), "stop vm/web");
+    assert_eq!(report.exit, 7, "{}", report.err);
+    let report = run_with(&Server::new(vec![Does::Say(reply(200, "{}"))]), "stop vm/web --dry-run");
+    assert_eq!(report.exit, 1, "{}", report.err);
+}
+
+#[test]
+fn health_tells_by_its_exit_code_whether_all_is_well() {
+    for (ok, exit) in [(true, 0), (false, 3)] {
+        let body = format!(r#"{{"ok":{ok},"version":"0.1.0","read_only":false,"backends":[],"notes":[]}}"#);
+        let report = run_with(&Server::new(vec![Does::Say(reply(200, &body))]), "-q health");
+        assert_eq!((report.exit, report.out.is_empty()), (exit, ok));
     }
 }

@@ -5,7 +5,7 @@ pub(crate) mod outcome;
 pub(crate) mod table;
 pub(crate) mod text;
 
-use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::AsFd;
 
 use crate::error::Failure;
@@ -39,7 +39,7 @@ pub(crate) struct Screen {
 impl Screen {
     /// The present one.
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Screen { json, quiet, out_width: width(io::stdout()), err_width: width(io::stderr()) }
+        Screen { json, quiet, out_width: width(io::stdout()), err_width: err_width() }
     }
 
     /// A success: the API's own JSON, or text and what belongs on standard error.
@@ -55,7 +55,7 @@ impl Screen {
     pub(crate) fn failure(&self, failure: &Failure) -> Report {
         let exit = failure.exit;
         if self.json {
-            Report { out: document(&failure.document.to_string()), exit, ..Report::default() }
+            Report { out: document(&failure.document), exit, ..Report::default() }
         } else {
             Report { err: text::failure(failure, self.err_width), exit, ..Report::default() }
         }
@@ -76,6 +76,11 @@ fn document(json: &str) -> String {
     }
     out.push('\n');
     out
+}
+
+/// The width of the terminal on standard error; None where it is none.
+pub(crate) fn err_width() -> Option<usize> {
+    width(io::stderr())
 }
 
 fn width(stream: impl AsFd + io::IsTerminal) -> Option<usize> {
@@ -108,11 +113,6 @@ fn emit(mut stream: impl io::Write, text: &str) -> io::Result<()> {
     }
     stream.write_all(text.as_bytes())?;
     stream.flush()
-}
-
-/// Whether a person watches standard error.
-pub(crate) fn is_watched() -> bool {
-    io::stderr().is_terminal()
 }
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ impl Told {
         format!("{} {} → {}", self.name, self.before.as_deref().unwrap_or("unknown"), self.requested)
     }
 
+    /// Whether nothing was to become of it, and nothing has.
+    fn stays(&self) -> bool {
+        self.before.as_ref() == Some(&self.requested) && self.observed.as_ref().is_none_or(|now| *now == self.requested)
+    }
+
     /// Where the value is now.
     const fn place(&self) -> &'static str {
         match (self.live, self.saved) {
@@ -62,7 +67,12 @@ impl Told {
 pub(crate) fn operation(view: &OperationView, width: Option<usize>) -> String {
     let fields: Vec<Told> = view.changes.iter().map(Told::new).collect();
     let reference = clean(&view.reference);
-    let arrows: Vec<String> = fields.iter().map(Told::arrow).collect();
+    // A size names every field; those that stay as they are would only hide the others.
+    let moved = fields.iter().filter(|field| !field.stays()).map(Told::arrow);
+    let mut arrows: Vec<String> = moved.collect();
+    if arrows.is_empty() {
+        arrows = fields.iter().map(Told::arrow).collect();
+    }
     let arrows = if arrows.is_empty() { String::new() } else { format!("{}   ", arrows.join("  ")) };
     let mut notes = view.notes.as_slice();
     let seconds = format!("{}.{:02} s", view.elapsed_ms / 1000, view.elapsed_ms % 1000 / 10);
@@ -124,21 +134,18 @@ fn success(reference: &str, fields: &[Told]) -> String {
         }
         _ => parts.extend(fields.iter().map(|field| format!("{} {}", field.name, field.place()))),
     }
-    let asked: Vec<_> =
-        fields.iter().filter(|field| reference.starts_with("vm/") && field.of_guest && field.live).collect();
+    let asked =
+        || fields.iter().filter(|field| reference.starts_with("vm/") && field.of_guest && field.live && !field.stays());
     let has = |field: &Told| field.confirmed.as_ref() == Some(&field.requested);
-    if !asked.is_empty() && asked.iter().all(|field| has(field)) {
-        parts.push("confirmed by the guest".into());
-    } else {
-        for field in asked {
-            match &field.confirmed {
-                Some(value) if *value != field.requested => {
-                    parts.push(format!("{} not confirmed: the guest has {value}", field.name));
-                }
-                Some(_) => parts.push(format!("{} confirmed by the guest", field.name)),
-                None => parts.push(format!("{} can't be confirmed by the guest", field.name)),
-            }
-        }
+    match (asked().count(), asked().filter(|field| has(field)).count()) {
+        (0, _) => {}
+        (all, confirmed) if all == confirmed => parts.push("confirmed by the guest".into()),
+        (_, 0) if asked().all(|field| field.confirmed.is_none()) => parts.push("not confirmed by the guest".into()),
+        _ => parts.extend(asked().map(|field| match &field.confirmed {
+            Some(_) if has(field) => format!("{} confirmed by the guest", field.name),
+            Some(value) => format!("{} not confirmed: the guest has {value}", field.name),
+            None => format!("{} not confirmed", field.name),
+        })),
     }
     parts.join(", ")
 }

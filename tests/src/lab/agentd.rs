@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufReader, Write},
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -88,6 +88,8 @@ impl<'a> Builder<'a> {
         };
         let folder = self.folder.or_else(|| temp.as_ref().map(|temp| temp.path().to_owned())).context("a folder")?;
         fs::create_dir_all(folder.join("state"))?;
+        // Other users must reach the socket: whether they may use it is the daemon's to decide.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
         let agentd = Agentd {
             daemon: Mutex::new(None),
             lab: self.lab.cloned(),
@@ -116,6 +118,11 @@ impl Agentd {
     /// A daemon with this config file, to be started.
     pub fn with_config(config: &str) -> Builder<'static> {
         Builder { config: config.to_owned(), lab: None, folder: None, envs: Vec::new() }
+    }
+
+    /// The folder of all this, that a test may put further files into; a temporary one ends with the daemon.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Its socket.
@@ -299,12 +306,5 @@ impl Drop for Agentd {
         if std::thread::panicking() {
             eprintln!("--- agentd's log ---\n{}\n--- end ---", self.log());
         }
-    }
-}
-
-/// The folder that a test may put further files into; ends with the daemon.
-impl AsRef<Path> for Agentd {
-    fn as_ref(&self) -> &Path {
-        &self.folder
     }
 }

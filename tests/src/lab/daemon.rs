@@ -3,13 +3,22 @@
 
 use std::{
     fs::{self, OpenOptions},
+    io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        LazyLock, Mutex, PoisonError,
+        mpsc::{SyncSender, sync_channel},
+    },
 };
 
 use anyhow::{Context, Result, bail};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
@@ -31,7 +40,7 @@ impl Daemon {
     pub(crate) fn start_logging_to(log: &Path, name: &str, mut command: Command) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let child = spawn(command).with_context(|| format!("cannot start {name}"))?;
         Ok(Self { child, log: log.to_owned() })
     }
 
@@ -71,6 +80,29 @@ impl Daemon {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
+}
+
+/// Spawns a child that dies with this process, even where this process is killed.
+///
+/// The kernel's death signal is sent when the *thread* that made the child ends, and a test is a thread: so all
+/// children are made by one thread that never ends.
+fn spawn(mut command: Command) -> io::Result<Child> {
+    type Request = (Command, SyncSender<io::Result<Child>>);
+    static SPAWNER: LazyLock<Mutex<SyncSender<Request>>> = LazyLock::new(|| {
+        let (sender, requests) = sync_channel::<Request>(0);
+        std::thread::spawn(move || {
+            for (mut command, reply) in requests {
+                let _ = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    // SAFETY: prctl is async-signal-safe.
+    unsafe { command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)) };
+    let (reply, child) = sync_channel(1);
+    let sent = SPAWNER.lock().unwrap_or_else(PoisonError::into_inner).send((command, reply));
+    sent.map_err(io::Error::other)?;
+    child.recv().map_err(io::Error::other)?
 }
 
 impl Drop for Daemon {

@@ -149,10 +149,6 @@ fn join_cgroup(procs: &CString) -> nix::Result<()> {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if std::env::var_os("LAB_KEEP").is_some() && std::thread::panicking() {
-            eprintln!("LAB_KEEP: logs are in {}", self.dir.display());
-            let _ = Command::new("cp").arg("-a").arg(self.dir.join("logs")).arg("/tmp/lab-kept").status();
-        }
         let guardian = self.guardian.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         drop(guardian.1.take());
         let _ = guardian.0.wait();

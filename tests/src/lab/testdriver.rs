@@ -16,7 +16,7 @@ pub fn test_domain(name: &str, vcpus: (u32, u32), memory_mib: (u32, u32)) -> Str
         "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'><name>{name}</name>\
          <memory unit='MiB'>{max}</memory><currentMemory unit='MiB'>{current}</currentMemory>\
          <vcpu current='{vcpus}'>{max_vcpus}</vcpu><os><type>hvm</type></os>\
-         <test:runstate>1</test:runstate></domain>\n"
+         <test:runstate>1</test:runstate><devices><memballoon model='virtio'/></devices></domain>\n"
     )
 }
 

@@ -1,5 +1,6 @@
-//! The same promises on a real engine. They run where `AGENTD_TEST_DOCKER` names the socket of one that nobody else uses and
-//! `AGENTD_TEST_DOCKER_IMAGE` an image with a `/bin/sh` (busybox where it is absent); elsewhere they pass without a look.
+//! The same promises on a real engine, built with the feature `live-docker` only: `AGENTD_TEST_DOCKER` names the socket of
+//! one that nobody else uses, `AGENTD_TEST_DOCKER_IMAGE` an image with a `/bin/sh` (busybox where it is absent).
+//! What matters of them through agentd's front door is in the end-to-end tests; these look closer.
 
 use std::process::Command;
 use std::time::Duration;
@@ -21,9 +22,8 @@ struct Lab {
 }
 
 impl Lab {
-    /// `None` where there is no engine for tests.
-    fn new(name: &str, script: &str, options: &[&str]) -> Option<Lab> {
-        let socket = std::env::var("AGENTD_TEST_DOCKER").ok()?;
+    fn new(name: &str, script: &str, options: &[&str]) -> Lab {
+        let socket = std::env::var("AGENTD_TEST_DOCKER").expect("AGENTD_TEST_DOCKER names an engine's socket");
         let image = std::env::var("AGENTD_TEST_DOCKER_IMAGE").unwrap_or_else(|_| "busybox".into());
         let name = format!("agentd-test-{name}-{}", std::process::id());
         let lab = Lab { docker: Docker::new(socket.clone().into()), socket, name };
@@ -31,7 +31,7 @@ impl Lab {
         arguments.extend_from_slice(options);
         arguments.extend_from_slice(&[&image, "/bin/sh", "-c", script]);
         lab.cli(&arguments);
-        Some(lab)
+        lab
     }
 
     fn cli(&self, arguments: &[&str]) -> String {
@@ -105,7 +105,7 @@ async fn cpus_and_memory_change_in_one_call_and_come_back_verbatim() {
         &["--cpu-quota", "33333", "--cpu-period", "50000", "-m", "64m", "--memory-swap", "-1"],
         &["--cpu-quota", "50000", "-m", "64m", "--memory-swap", "64m"],
     ] {
-        let Some(lab) = Lab::new("both", OBEDIENT, options) else { return };
+        let lab = Lab::new("both", OBEDIENT, options);
         let before = lab.see().await;
         assert!(before.notes.is_empty(), "{:?}", before.notes);
         lab.apply(&set(Some(1500), Some(128))).await;
@@ -119,7 +119,7 @@ async fn cpus_and_memory_change_in_one_call_and_come_back_verbatim() {
 
 #[tokio::test]
 async fn a_first_cpu_limit_is_taken_back_and_given_again_and_lasts_over_a_start() {
-    let Some(lab) = Lab::new("first", OBEDIENT, &[]) else { return };
+    let lab = Lab::new("first", OBEDIENT, &[]);
     let before = lab.see().await;
     lab.apply(&set(Some(700), None)).await;
     let after = lab.apply(&restore(&before)).await;
@@ -134,7 +134,7 @@ async fn a_first_cpu_limit_is_taken_back_and_given_again_and_lasts_over_a_start(
 
 #[tokio::test]
 async fn a_limit_made_with_cpus_is_taken_away_one_way_since_no_other_would_last() {
-    let Some(lab) = Lab::new("stuck", OBEDIENT, &["--cpus", "0.5"]) else { return };
+    let lab = Lab::new("stuck", OBEDIENT, &["--cpus", "0.5"]);
     assert!(matches!(lab.see().await.cpus.unlimit, Ability::OneWay(_)));
     let lifted = lab.apply(&no_cpu_limit()).await;
     assert_eq!((lifted.cpus.accepted, lifted.cpus.observed), (Some(Limit::Unlimited), Some(Limit::Unlimited)));
@@ -149,7 +149,7 @@ async fn a_limit_made_with_cpus_is_taken_away_one_way_since_no_other_would_last(
 
 #[tokio::test]
 async fn a_memory_limit_stays() {
-    let Some(lab) = Lab::new("memory", OBEDIENT, &[]) else { return };
+    let lab = Lab::new("memory", OBEDIENT, &[]);
     let before = lab.see().await;
     lab.apply(&set(None, Some(64))).await;
     lab.apply(&set(None, Some(256))).await;
@@ -160,7 +160,7 @@ async fn a_memory_limit_stays() {
 
 #[tokio::test]
 async fn dockers_refusal_changes_nothing() {
-    let Some(lab) = Lab::new("refused", OBEDIENT, &["--cpus", "0.5", "-m", "64m"]) else { return };
+    let lab = Lab::new("refused", OBEDIENT, &["--cpus", "0.5", "-m", "64m"]);
     let before = lab.see().await;
     let Err(BackendError::Failed(words)) = lab.try_apply(&set(Some(900_000), Some(128))).await else {
         panic!("not refused")
@@ -172,7 +172,7 @@ async fn dockers_refusal_changes_nothing() {
 
 #[tokio::test]
 async fn what_others_wrote_to_the_cgroup_is_seen() {
-    let Some(lab) = Lab::new("lie", OBEDIENT, &["--cpus", "0.5"]) else { return };
+    let lab = Lab::new("lie", OBEDIENT, &["--cpus", "0.5"]);
     let pid = lab.cli(&["inspect", "-f", "{{.State.Pid}}", &lab.name]);
     let list = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let path =
@@ -190,7 +190,7 @@ async fn what_others_wrote_to_the_cgroup_is_seen() {
 
 #[tokio::test]
 async fn paused_ones_change_at_once_and_stopped_ones_for_their_next_start() {
-    let Some(lab) = Lab::new("states", OBEDIENT, &["--cpus", "0.5", "-m", "64m"]) else { return };
+    let lab = Lab::new("states", OBEDIENT, &["--cpus", "0.5", "-m", "64m"]);
     lab.cli(&["pause", &lab.name]);
     assert_eq!(lab.apply(&set(Some(800), Some(96))).await.state, State::Paused);
     assert!(matches!(lab.try_apply(&Action::Shutdown).await, Err(BackendError::InvalidState(_))));
@@ -207,7 +207,7 @@ async fn paused_ones_change_at_once_and_stopped_ones_for_their_next_start() {
 
 #[tokio::test]
 async fn a_shutdown_asks_once_and_no_restart_policy_undoes_it() {
-    let Some(lab) = Lab::new("always", OBEDIENT, &["--restart", "always"]) else { return };
+    let lab = Lab::new("always", OBEDIENT, &["--restart", "always"]);
     lab.try_apply(&Action::Shutdown).await.unwrap();
     lab.wait_for(State::Stopped).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -215,14 +215,11 @@ async fn a_shutdown_asks_once_and_no_restart_policy_undoes_it() {
     lab.try_apply(&Action::Shutdown).await.unwrap();
     lab.try_apply(&Action::Kill).await.unwrap();
 
-    let Some(lab) = Lab::new("own", "trap 'exit 0' USR1; while :; do sleep 0.1; done", &["--stop-signal", "USR1"])
-    else {
-        return;
-    };
+    let lab = Lab::new("own", "trap 'exit 0' USR1; while :; do sleep 0.1; done", &["--stop-signal", "USR1"]);
     lab.try_apply(&Action::Shutdown).await.unwrap();
     lab.wait_for(State::Stopped).await;
 
-    let Some(lab) = Lab::new("stubborn", STUBBORN, &["--restart", "always"]) else { return };
+    let lab = Lab::new("stubborn", STUBBORN, &["--restart", "always"]);
     lab.try_apply(&Action::Shutdown).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(lab.see().await.state, State::Running);
@@ -232,7 +229,7 @@ async fn a_shutdown_asks_once_and_no_restart_policy_undoes_it() {
 
 #[tokio::test]
 async fn a_step_is_for_one_run_of_one_container() {
-    let Some(lab) = Lab::new("same", OBEDIENT, &["--cpus", "0.5"]) else { return };
+    let lab = Lab::new("same", OBEDIENT, &["--cpus", "0.5"]);
     let before = lab.see().await;
     lab.cli(&["restart", "-t", "0", &lab.name]);
     let late = lab.docker.apply(&before.reference, &Identity::of(&before), &set(Some(900), None)).await;
@@ -244,7 +241,7 @@ async fn a_step_is_for_one_run_of_one_container() {
 
 #[tokio::test]
 async fn six_characters_of_an_id_serve_and_five_do_not() {
-    let Some(lab) = Lab::new("prefix", OBEDIENT, &[]) else { return };
+    let lab = Lab::new("prefix", OBEDIENT, &[]);
     let seen = lab.see().await;
     for name in [&seen.id, &seen.id[..12], &seen.id[..6]] {
         assert_eq!(lab.docker.observe(name, Look::Plain).await.unwrap().reference, seen.reference);
@@ -254,7 +251,7 @@ async fn six_characters_of_an_id_serve_and_five_do_not() {
 
 #[tokio::test]
 async fn the_list_has_stopped_ones_too() {
-    let Some(lab) = Lab::new("list", OBEDIENT, &[]) else { return };
+    let lab = Lab::new("list", OBEDIENT, &[]);
     lab.cli(&["kill", &lab.name]);
     let list = lab.docker.list().await.unwrap();
     assert!(list.iter().any(|one| one.reference.name() == lab.name && one.state == State::Stopped));

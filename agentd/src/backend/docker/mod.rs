@@ -9,7 +9,7 @@
 mod cgroup;
 mod client;
 mod limits;
-#[cfg(test)]
+#[cfg(all(test, feature = "live-docker"))]
 mod live_tests;
 mod view;
 

@@ -8,14 +8,24 @@ use std::collections::HashMap;
 pub(super) struct Asked {
     boot: String,
     balloon: Option<Balloon>,
-    vcpus: Option<u32>,
+    unplug: Option<Unplug>,
 }
 
-/// A balloon's target in KiB, and where the balloon was when it was set.
+/// A balloon's target in KiB, and the range in which the balloon is on its way there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Balloon {
-    from: u64,
+    low: u64,
+    high: u64,
     target: u64,
+}
+
+/// An unplug that libvirt gave up waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unplug {
+    /// It is open: so many vCPUs are to be left.
+    Open(u32),
+    /// It came about: so many are left, and the guest itself let the others go.
+    Obeyed(u32),
 }
 
 /// What is remembered, by UUID.
@@ -33,15 +43,19 @@ impl Memory {
 
     /// The balloon was asked to go from one size to another.
     pub(super) fn balloon_asked(&mut self, uuid: &str, boot: &str, from: u64, target: u64) {
-        self.of(uuid, boot).balloon = Some(Balloon { from, target });
+        let asked = self.of(uuid, boot);
+        // Where an earlier target is still open, the balloon may move towards that one for another moment.
+        let earlier = asked.balloon.map_or(from, |earlier| earlier.target);
+        let (low, high) = (from.min(target).min(earlier), from.max(target).max(earlier));
+        asked.balloon = Some(Balloon { low, high, target });
     }
 
     /// The balloon's target while it is on its way there. Forgotten once it has arrived, and once it leaves the way: then it
     /// follows another target, set by somebody else.
     pub(super) fn balloon_target(&mut self, uuid: &str, boot: &str, now: u64) -> Option<u64> {
         let asked = self.of(uuid, boot);
-        let Balloon { from, target } = asked.balloon?;
-        if now == target || now < from.min(target) || now > from.max(target) {
+        let Balloon { low, high, target } = asked.balloon?;
+        if now == target || now < low || now > high {
             asked.balloon = None;
         }
         asked.balloon.map(|balloon| balloon.target)
@@ -49,17 +63,24 @@ impl Memory {
 
     /// An unplug to this many vCPUs has timed out.
     pub(super) fn unplug_is_late(&mut self, uuid: &str, boot: &str, vcpus: u32) {
-        self.of(uuid, boot).vcpus = Some(vcpus);
+        self.of(uuid, boot).unplug = Some(Unplug::Open(vcpus));
     }
 
     /// A new change of vCPUs replaces what was asked before.
     pub(super) fn vcpus_replaced(&mut self, uuid: &str, boot: &str) {
-        self.of(uuid, boot).vcpus = None;
+        self.of(uuid, boot).unplug = None;
     }
 
-    /// To how many vCPUs a late unplug was to go.
-    pub(super) fn late_unplug(&mut self, uuid: &str, boot: &str) -> Option<u32> {
-        self.of(uuid, boot).vcpus
+    /// The late unplug of a domain in which QEMU runs `present` vCPUs, and libvirt counts the same or not (`agreed`). Once
+    /// it is obeyed and they agree it is closed, and another number of vCPUs is somebody else's wish.
+    pub(super) fn late_unplug(&mut self, uuid: &str, boot: &str, present: u32, agreed: bool) -> Option<Unplug> {
+        let asked = self.of(uuid, boot);
+        asked.unplug = match asked.unplug? {
+            Unplug::Open(left) if agreed && present <= left => Some(Unplug::Obeyed(present)),
+            Unplug::Obeyed(left) if present != left => None,
+            unchanged => Some(unchanged),
+        };
+        asked.unplug
     }
 
     /// Forgets a domain that is down.
@@ -98,11 +119,30 @@ mod tests {
     }
 
     #[test]
+    fn a_new_target_may_be_passed_on_the_way_to_an_earlier_one() {
+        let mut memory = Memory::default();
+        memory.balloon_asked("a", "1", 500, 300);
+        memory.balloon_asked("a", "1", 450, 480);
+        assert_eq!(memory.balloon_target("a", "1", 440), Some(480));
+        assert_eq!(memory.balloon_target("a", "1", 480), None);
+    }
+
+    #[test]
+    fn an_unplug_is_open_until_obeyed_and_agreed_on() {
+        let mut memory = Memory::default();
+        memory.unplug_is_late("a", "1", 2);
+        assert_eq!(memory.late_unplug("a", "1", 3, true), Some(Unplug::Open(2)));
+        assert_eq!(memory.late_unplug("a", "1", 2, false), Some(Unplug::Open(2)));
+        assert_eq!(memory.late_unplug("a", "1", 2, true), Some(Unplug::Obeyed(2)));
+        assert_eq!(memory.late_unplug("a", "1", 3, true), None, "plugged in by somebody else");
+    }
+
+    #[test]
     fn another_boot_or_domain_has_been_asked_nothing() {
         let mut memory = Memory::default();
         memory.unplug_is_late("a", "1", 2);
-        assert_eq!(memory.late_unplug("b", "1"), None);
-        assert_eq!(memory.late_unplug("a", "1"), Some(2));
-        assert_eq!(memory.late_unplug("a", "2"), None);
+        assert_eq!(memory.late_unplug("b", "1", 3, true), None);
+        assert_eq!(memory.late_unplug("a", "1", 3, true), Some(Unplug::Open(2)));
+        assert_eq!(memory.late_unplug("a", "2", 3, true), None);
     }
 }

@@ -10,6 +10,7 @@
 //! domain on it; a second connection is unaffected. Knows nothing of what the jobs do.
 
 use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 use virt_sys as sys;
 
 use super::ffi::{self, Connect};
+use super::process;
 use crate::backend::BackendError;
 
 /// How long a look may take.
@@ -67,6 +69,8 @@ impl From<BackendError> for Fail {
 pub(super) struct Job<'a> {
     /// The connection.
     pub(super) connect: &'a Connect,
+    /// Where its pid files are.
+    pub(super) pid_dirs: &'a [PathBuf],
     sent: Cell<bool>,
 }
 
@@ -121,6 +125,7 @@ struct Place {
 #[derive(Debug, Clone)]
 pub(super) struct Calls {
     uri: Arc<str>,
+    pid_dirs: Arc<[PathBuf]>,
     /// libvirt's test driver lives inside the library and `test:///FILE` gives every connection a host of its own: a change
     /// made on one is never seen on another. So there one connection serves all, and is never retired.
     single: bool,
@@ -186,7 +191,12 @@ impl Drop for End {
 impl Calls {
     /// Nothing is opened yet.
     pub(super) fn new(uri: &str) -> Self {
-        Calls { uri: uri.into(), single: uri.starts_with("test:"), tally: Arc::default() }
+        Calls {
+            uri: uri.into(),
+            pid_dirs: process::pid_dirs(uri).into(),
+            single: uri.starts_with("test:"),
+            tally: Arc::default(),
+        }
     }
 
     /// Whether a call that concerns this domain is overdue: its QEMU hangs, so it isn't asked again meanwhile.
@@ -278,7 +288,7 @@ impl Calls {
         let mut again = true;
         loop {
             let connect = line.open(&self.uri).map_err(|error| self.unavailable(&error.message))?;
-            let job_on = Job { connect: &connect, sent: Cell::new(false) };
+            let job_on = Job { connect: &connect, pid_dirs: &self.pid_dirs, sent: Cell::new(false) };
             let error = match job(&job_on) {
                 Ok(answer) => return Ok(answer),
                 Err(Fail::Told(error)) => return Err(error),
@@ -303,7 +313,10 @@ impl Calls {
 
     fn unavailable(&self, why: &str) -> BackendError {
         let service = if self.uri.starts_with("qemu:") { "libvirtd (or virtqemud)" } else { "libvirtd" };
-        BackendError::Unavailable(format!("libvirt at {} does not answer: {why}; look at the service {service}", self.uri))
+        BackendError::Unavailable(format!(
+            "libvirt at {} does not answer: {why}; look at the service {service}",
+            self.uri
+        ))
     }
 }
 
@@ -350,7 +363,10 @@ mod tests {
     }
 
     /// A job that hangs until it is told to end.
-    fn hang(calls: &Calls, domain: &str) -> (tokio::task::JoinHandle<Result<(), BackendError>>, std::sync::mpsc::Sender<()>) {
+    fn hang(
+        calls: &Calls,
+        domain: &str,
+    ) -> (tokio::task::JoinHandle<Result<(), BackendError>>, std::sync::mpsc::Sender<()>) {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let (calls, domain, ended) = (calls.clone(), domain.to_owned(), Mutex::new(ended));
         let task = tokio::spawn(async move {

@@ -8,9 +8,7 @@ use virt_sys as sys;
 
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
-use super::look::{self, Sighting};
-use super::reading::{disagreement, same_boot};
-use super::quota;
+use super::{look, process, quota, reading, xml};
 use crate::backend::BackendError;
 
 /// What the backend must remember of a step.
@@ -18,7 +16,7 @@ use crate::backend::BackendError;
 pub(super) enum Done {
     /// Nothing.
     Plain,
-    /// The balloon was asked to go there, from here, KiB.
+    /// The guest's memory was asked to go there, from here, KiB.
     Balloon {
         /// Where it was.
         from: u64,
@@ -48,22 +46,28 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
             Ok(Done::Plain)
         }
         Action::Shutdown | Action::Kill => {
-            check_boot(&look::sight(&domain)?, identity)?;
+            check_boot(job, &domain, identity)?;
             job.about_to_change();
-            if *action == Action::Kill { domain.destroy()? } else { domain.shutdown()? }
+            if *action == Action::Kill {
+                domain.destroy()?
+            } else {
+                domain.shutdown()?
+            }
             Ok(Done::Plain)
         }
     }
 }
 
-fn check_boot(seen: &Sighting, identity: &Identity) -> Result<(), BackendError> {
-    let boot = seen.boot();
-    if boot.is_some() && same_boot(boot.as_deref(), identity.boot.as_deref()) {
+fn check_boot(job: &Job<'_>, domain: &Domain, identity: &Identity) -> Result<(), Fail> {
+    let name = domain.name()?;
+    let process = domain.id().and_then(|_| process::find(job.pid_dirs, &name, &identity.id));
+    let boot = reading::boot(domain.id(), process.map(|process| process.start));
+    if boot.is_some() && reading::same_boot(boot.as_deref(), identity.boot.as_deref()) {
         return Ok(());
     }
-    let now = boot.map_or_else(|| "it is down".into(), |boot| format!("it now runs as {boot}"));
-    let then = identity.boot.as_deref().unwrap_or("down");
-    Err(BackendError::NotFound(format!("{} was meant as it ran then ({then}), and {now}; nothing was done", seen.name)))
+    let now = boot.map_or_else(|| "it is down".into(), |boot| format!("it runs as {boot}"));
+    let then = identity.boot.as_deref().map_or_else(|| "down".into(), |boot| format!("running as {boot}"));
+    Err(BackendError::NotFound(format!("{name} was {then} when this was planned, now {now}; nothing was done")).into())
 }
 
 /// Sets what is set in `values`, in the scope's own units or, for an undo, to the native values of before.
@@ -87,9 +91,8 @@ fn set(
         return Err(BackendError::Unsupported("libvirt sets one field of a VM with one call".into()).into());
     }
     let live = scope == Scope::Live;
-    let seen = if live { Some(look::sight(domain)?) } else { None };
-    if let Some(seen) = &seen {
-        check_boot(seen, identity)?;
+    if live {
+        check_boot(job, domain, identity)?;
     }
     let mut done = Done::Plain;
     if let Some(limit) = values.cpu_limit {
@@ -97,15 +100,24 @@ fn set(
     }
     if let Some(memory) = values.memory {
         let target = memory_kib(memory)?;
-        job.about_to_change();
-        domain.set_memory(target, flags)?;
-        if let Some(from) = seen.as_ref().and_then(Sighting::balloon_now) {
-            done = Done::Balloon { from, target };
+        if live {
+            // Asked of QEMU itself: libvirt learns of a moving balloon once a second only.
+            let devices = xml::definition(&domain.xml(false)?).map_err(BackendError::Failed)?.device_current;
+            let from = domain.memory_stats()?.actual;
+            let balloon = target.checked_sub(devices).filter(|balloon| *balloon > 0).ok_or_else(|| {
+                BackendError::Unsupported(format!("its memory devices alone give it {devices} KiB; nothing was done"))
+            })?;
+            job.about_to_change();
+            domain.set_memory(balloon, LIVE)?;
+            done = from.map_or(Done::Plain, |from| Done::Balloon { from: from + devices, target });
+        } else {
+            job.about_to_change();
+            domain.set_memory(target, CONFIG)?;
         }
     }
     if let Some(cpus) = values.cpus {
-        if let Some((counted, threads)) = seen.as_ref().and_then(Sighting::vcpu_disagreement) {
-            return Err(BackendError::InvalidState(disagreement(counted, threads)).into());
+        if live && let Some((counted, threads)) = look::sight(domain, job.pid_dirs)?.vcpu_disagreement() {
+            return Err(BackendError::InvalidState(reading::disagreement(counted, threads)).into());
         }
         done = set_vcpus(job, domain, flags, vcpu_count(cpus)?)?;
     }

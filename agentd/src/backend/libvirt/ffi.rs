@@ -290,8 +290,7 @@ impl Domain {
         let mut found = false;
         // SAFETY: an array of `filled` valid parameters, constant names, places of the right types.
         unsafe {
-            let (list, quota, period) =
-                (params.0.as_mut_ptr(), c"global_quota".as_ptr(), c"global_period".as_ptr());
+            let (list, quota, period) = (params.0.as_mut_ptr(), c"global_quota".as_ptr(), c"global_period".as_ptr());
             found |= sys::virTypedParamsGetLLong(list, filled, quota, &raw mut bandwidth.quota) == 1;
             found |= sys::virTypedParamsGetULLong(list, filled, period, &raw mut bandwidth.period) == 1;
         }

@@ -1,6 +1,7 @@
 //! Looks at a domain: everything that libvirt, `/proc` and the cgroup say of it, gathered on a blocking thread and handed
 //! over uninterpreted. What it means is `reading.rs`'s business.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::cgroup;
@@ -49,8 +50,6 @@ pub(super) enum Balloon {
         stats: MemoryStats,
         /// Whether the guest's part of it is of now.
         fresh: bool,
-        /// Whether the guest was given time to speak.
-        waited: bool,
     },
 }
 
@@ -67,7 +66,7 @@ fn is_uuid(text: &str) -> bool {
 }
 
 /// What can be told without asking QEMU: answers at once, also where QEMU hangs.
-pub(super) fn sight(domain: &Domain) -> Result<Sighting, ffi::Error> {
+pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf]) -> Result<Sighting, ffi::Error> {
     let (name, uuid) = (domain.name()?, domain.uuid()?);
     let (state, id) = (domain.state()?, domain.id());
     let active = id.is_some();
@@ -80,7 +79,7 @@ pub(super) fn sight(domain: &Domain) -> Result<Sighting, ffi::Error> {
     let down = || Err("it is down".to_owned());
     let transient = || Err("it is transient".to_owned());
     let bandwidth = |flags| domain.bandwidth(flags).map_err(|error| error.message);
-    let process = if active { process::find(&name, &uuid) } else { None };
+    let process = if active { process::find(pid_dirs, &name, &uuid) } else { None };
     Ok(Sighting {
         id,
         state,
@@ -101,11 +100,11 @@ pub(super) fn sight(domain: &Domain) -> Result<Sighting, ffi::Error> {
 pub(super) fn ask_balloon(domain: &Domain, period: u32, wait: Duration) -> Result<Balloon, ffi::Error> {
     let first = domain.memory_stats()?;
     if is_fresh(&first, period, now()) || wait.is_zero() {
-        return Ok(Balloon::Said { fresh: is_fresh(&first, period, now()), stats: first, waited: false });
+        return Ok(Balloon::Said { fresh: is_fresh(&first, period, now()), stats: first });
     }
     // Drivers without stats refuse: then there is nothing to wait for.
     if domain.set_stats_period(1).is_err() {
-        return Ok(Balloon::Said { stats: first, fresh: false, waited: true });
+        return Ok(Balloon::Said { stats: first, fresh: false });
     }
     let answer = await_update(domain, first, wait);
     // Also where the answer is an error: what was there before comes back.
@@ -123,7 +122,7 @@ fn await_update(domain: &Domain, first: MemoryStats, wait: Duration) -> Result<B
         let fresh = stats.last_update.unwrap_or(0) > first.last_update.unwrap_or(0);
         let left = end.saturating_duration_since(Instant::now());
         if fresh || left.is_zero() {
-            return Ok(Balloon::Said { stats, fresh, waited: true });
+            return Ok(Balloon::Said { stats, fresh });
         }
         std::thread::sleep(left.min(Duration::from_millis(100)));
     }

@@ -67,7 +67,7 @@ impl Libvirt {
     async fn see(&self, name: &str, look: Look) -> Result<Sighting, BackendError> {
         let what = format!("observe {name}");
         let named = name.to_owned();
-        let job = move |job: &calls::Job<'_>| Ok(look::sight(&look::look_up(job.connect, &named)?)?);
+        let job = move |job: &calls::Job<'_>| Ok(look::sight(&look::look_up(job.connect, &named)?, job.pid_dirs)?);
         let mut seen = self.calls.run(Class::Look, "", &what, job).await?;
         let Some(live) = &seen.live else { return Ok(seen) };
         if self.calls.is_stuck(&seen.uuid) {
@@ -78,7 +78,8 @@ impl Libvirt {
             Look::Plain => Duration::ZERO,
             Look::Usage(wait) => wait.min(READ_DEADLINE - BESIDE_THE_WAIT),
         };
-        let (uuid, period, wait) = (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
+        let (uuid, period, wait) =
+            (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
         let job = move |job: &calls::Job<'_>| Ok(look::ask_balloon(&job.connect.by_uuid(&uuid)?, period, wait)?);
         seen.balloon = match self.calls.run(Class::Ask, &seen.uuid, &what, job).await {
             Ok(balloon) => balloon,

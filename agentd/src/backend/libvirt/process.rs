@@ -2,7 +2,7 @@
 //! only the threads tell; libvirt's own count can stay wrong for good, and asking QEMU's monitor taints the domain.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A running QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,30 +13,37 @@ pub(super) struct Process {
     pub(super) start: u64,
     /// Its vCPU threads; `None` where their names don't tell.
     pub(super) vcpus: Option<u32>,
+    /// Whether it emulates its vCPUs (TCG) in place of running them on the host's (KVM).
+    pub(super) emulates: bool,
 }
 
 /// The process of a domain on this host, found by the pid file that libvirt keeps and checked against the UUID on its
 /// command line.
-pub(super) fn find(name: &str, uuid: &str) -> Option<Process> {
-    let pid = pid_files(name).into_iter().find_map(|path| {
-        let pid: u32 = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+pub(super) fn find(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<Process> {
+    let pid = pid_dirs.iter().find_map(|dir| {
+        // A libvirt name has no slash, so it is one path segment.
+        let pid: u32 = fs::read_to_string(dir.join(format!("{name}.pid"))).ok()?.trim().parse().ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         command.split(|byte| *byte == 0).any(|word| word == uuid.as_bytes()).then_some(pid)
     })?;
     let start = start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
-    let vcpus = u32::try_from(names.filter(|name| is_vcpu(name.trim_end())).count()).ok().filter(|count| *count > 0);
-    Some(Process { pid, start, vcpus })
+    let names: Vec<String> = names.filter(|name| is_vcpu(name.trim_end())).collect();
+    let vcpus = u32::try_from(names.len()).ok().filter(|count| *count > 0);
+    Some(Process { pid, start, vcpus, emulates: names.iter().any(|name| name.trim_end().ends_with("/TCG")) })
 }
 
-/// Where libvirt's system and session daemons keep pid files. A libvirt name has no slash, so it is one path segment.
-fn pid_files(name: &str) -> Vec<PathBuf> {
-    let mut paths = vec![PathBuf::from(format!("/run/libvirt/qemu/{name}.pid"))];
-    if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR") {
-        paths.push(PathBuf::from(runtime).join(format!("libvirt/qemu/run/{name}.pid")));
+/// Where the libvirt behind a URI keeps pid files, if it is on this host: beside its socket, where the URI names one, else
+/// where the system's and the session's daemons have theirs. On another host no pid file fits the UUID.
+pub(super) fn pid_dirs(uri: &str) -> Vec<PathBuf> {
+    let query = uri.split_once('?').map_or("", |(_, query)| query);
+    let socket = query.split('&').find_map(|pair| pair.strip_prefix("socket="));
+    if let Some(beside) = socket.and_then(|socket| Path::new(socket).parent()) {
+        return vec![beside.join("qemu")];
     }
-    paths
+    let session = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("libvirt/qemu/run"));
+    [PathBuf::from("/run/libvirt/qemu")].into_iter().chain(session).collect()
 }
 
 /// QEMU names its vCPU threads `CPU 0/KVM`, `CPU 1/TCG` (libvirt always starts it with `debug-threads=on`).
@@ -63,6 +70,12 @@ mod tests {
         for name in ["qemu-system-x86", "IO mon_iothread", "CPU /KVM", "CPU x/KVM", "ALL CPUs/TCG", "CPU 0"] {
             assert!(!is_vcpu(name), "{name}");
         }
+    }
+
+    #[test]
+    fn pid_files_are_beside_the_socket_that_a_uri_names() {
+        assert_eq!(pid_dirs("qemu:///system?socket=/lab/run/libvirt-sock"), [Path::new("/lab/run/qemu")]);
+        assert_eq!(pid_dirs("qemu:///system")[0], Path::new("/run/libvirt/qemu"));
     }
 
     #[test]

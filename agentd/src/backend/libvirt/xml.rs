@@ -20,8 +20,10 @@ pub(super) struct Definition {
     pub(super) stats_period: u32,
     /// Why memory that a guest gives back would not come back to the host.
     pub(super) pinned: Option<&'static str>,
-    /// Whether there are memory devices (virtio-mem, DIMMs) beside the balloon.
-    pub(super) memory_devices: bool,
+    /// The sizes of all memory devices (virtio-mem, DIMMs): part of `memory`, not of the balloon's range.
+    pub(super) device_size: u64,
+    /// What the guest has of them now: part of the live `current_memory`, not of what the balloon reports.
+    pub(super) device_current: u64,
 }
 
 /// Reads a definition, or says what is wrong with it.
@@ -32,6 +34,7 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
     let mut vcpus = None;
     let mut path: Vec<String> = Vec::new();
     let mut unit = None;
+    let mut virtio_mem = false;
     loop {
         let event = reader.read_event().map_err(|error| format!("its definition can't be read: {error}"))?;
         match &event {
@@ -46,7 +49,8 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                     "devices/interface" if attribute(tag, "type").as_deref() == Some("hostdev") => {
                         found.pinned = Some("pinned for a host device (VFIO)");
                     }
-                    "devices/memory" => found.memory_devices = true,
+                    "devices/memory" => virtio_mem = attribute(tag, "model").as_deref() == Some("virtio-mem"),
+                    "devices/memory/target/size" | "devices/memory/target/current" => unit = attribute(tag, "unit"),
                     "devices/memballoon" => found.balloon = attribute(tag, "model").as_deref() != Some("none"),
                     "devices/memballoon/stats" => {
                         found.stats_period = attribute(tag, "period").and_then(|p| p.parse().ok()).unwrap_or(0);
@@ -62,6 +66,13 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                 match inner(&path).as_str() {
                     "memory" => found.memory = kib(text, unit.as_deref())?,
                     "currentMemory" => current_memory = Some(kib(text, unit.as_deref())?),
+                    "devices/memory/target/size" => {
+                        let size = kib(text, unit.as_deref())?;
+                        found.device_size += size;
+                        // A DIMM is there whole; of virtio-mem the guest has what <current> says.
+                        found.device_current += if virtio_mem { 0 } else { size };
+                    }
+                    "devices/memory/target/current" => found.device_current += kib(text, unit.as_deref())?,
                     "vcpu" => found.max_vcpus = text.parse().map_err(|_| format!("its <vcpu> is {text:?}"))?,
                     _ => {}
                 }
@@ -134,7 +145,8 @@ mod tests {
             balloon: true,
             stats_period: 5,
             pinned: None,
-            memory_devices: false,
+            device_size: 0,
+            device_current: 0,
         };
         assert_eq!(definition(PLAIN), Ok(expected));
     }
@@ -155,6 +167,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_devices_are_counted_apart() {
+        let device = |model: &str, more: &str| {
+            format!("<memory model='{model}'><target><size unit='MiB'>256</size>{more}</target></memory>")
+        };
+        let current = "<requested unit='MiB'>192</requested><current unit='MiB'>128</current>";
+        let devices = device("virtio-mem", current) + &device("dimm", "");
+        let xml = format!("<domain><memory>1</memory><vcpu>1</vcpu><devices>{devices}</devices></domain>");
+        let found = definition(&xml).unwrap();
+        assert_eq!((found.memory, found.device_size, found.device_current), (1, 512 << 10, 384 << 10));
+    }
+
+    #[test]
     fn pinned_memory_is_seen() {
         for part in [
             "<memoryBacking><locked/></memoryBacking>",
@@ -169,7 +193,9 @@ mod tests {
 
     #[test]
     fn a_definition_that_makes_no_sense_is_an_error() {
-        for xml in ["", "<domain/>", "<domain><memory unit='furlong'>1</memory><vcpu>1</vcpu></domain>", "<domain><memory>"] {
+        for xml in
+            ["", "<domain/>", "<domain><memory unit='furlong'>1</memory><vcpu>1</vcpu></domain>", "<domain><memory>"]
+        {
             assert!(definition(xml).is_err(), "{xml}");
         }
     }

@@ -43,18 +43,26 @@ fn a_change_reads_as_the_design_shows_it() {
 #[test]
 fn only_what_was_observed_is_said() {
     let cases = [
-        (json!([cpus(json!(null), true, true)]), "live and saved, cpus can't be confirmed by the guest"),
+        (json!([cpus(json!(null), true, true)]), "live and saved, not confirmed by the guest"),
         (json!([cpus(json!(2), true, false)]), "live only, cpus not confirmed: the guest has 2"),
         (json!([cpus(json!(null), false, true)]), "saved for the next start"),
         (
             json!([cpus(json!(4), true, true), memory(json!(null), true, false)]),
-            "cpus live and saved, memory live only, cpus confirmed by the guest, memory can't be confirmed by the guest",
+            "cpus live and saved, memory live only, cpus confirmed by the guest, memory not confirmed",
         ),
     ];
     for (changes, said) in cases {
         let line = operation(&view("changed", changes, json!({})), None);
         assert!(line.ends_with(&format!("   {said}, 0.21 s\n")), "{line}");
     }
+}
+
+#[test]
+fn fields_of_a_size_that_stay_are_not_told() {
+    let stays = json!({"field": "cpu_limit", "before": "none", "requested": "none", "accepted": "none",
+        "observed": "none", "confirmed": null, "live": true, "persistent": true});
+    let line = operation(&view("changed", json!([cpus(json!(4), true, true), stays]), json!({})), None);
+    assert_eq!(line, "vm/web  cpus 2 → 4   live and saved, confirmed by the guest, 0.21 s\n");
 }
 
 #[test]
