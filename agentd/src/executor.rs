@@ -90,7 +90,10 @@ impl<'a> Executor<'a> {
                     stopped_early = self.operation.steps[index].step.action == Action::Shutdown;
                 }
                 StepEnd::Pending(seen) => {
-                    self.operation.notes.push(seen);
+                    // A stop says in a note of its own how it went.
+                    if self.operation.verb != Verb::Stop {
+                        self.operation.notes.push(seen);
+                    }
                     self.advance(index, StepState::Pending, None).await;
                 }
                 StepEnd::Overtaken(seen) => self.advance(index, StepState::Failed, Some(seen)).await,
