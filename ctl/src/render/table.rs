@@ -6,7 +6,7 @@ use std::fmt::Display;
 use agentd_core::api::{Capacity, CapacityOf, FieldView, Health, HoldKind, Instance, SizeList};
 use agentd_core::instance::{Kind, State};
 use agentd_core::ledger::Charge;
-use agentd_core::units::Limit;
+use agentd_core::units::{ByteCount, Limit};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
 use super::text::{clean, paragraph};
@@ -153,21 +153,22 @@ fn moving<T: Display + PartialEq>(name: &str, field: &FieldView<T>) -> Option<St
     }
 }
 
+/// Memory of a host, which is rarely a whole number of anything: to a tenth of a GiB where it isn't. `-o json` is exact.
+#[allow(clippy::cast_precision_loss, reason = "a tenth of a GiB is all that is told")]
+fn rounded(bytes: &ByteCount) -> String {
+    const GIB: f64 = (1_u64 << 30) as f64;
+    if bytes.bytes() % (1 << 20) == 0 { bytes.to_string() } else { format!("{:.1} GiB", bytes.bytes() as f64 / GIB) }
+}
+
 /// The host.
 pub(crate) fn capacity(capacity: &Capacity, width: Option<usize>) -> String {
     use Stand::{Left, Right};
-    fn column<T: Display>(of: &CapacityOf<T>) -> [String; 6] {
-        [
-            of.total.to_string(),
-            of.reserved.to_string(),
-            format!("{:?}", of.overcommit),
-            of.allowed.to_string(),
-            of.committed.to_string(),
-            of.free.to_string(),
-        ]
+    fn column<T>(of: &CapacityOf<T>, tell: impl Fn(&T) -> String) -> [String; 6] {
+        let factor = format!("{:?}", of.overcommit);
+        [tell(&of.total), tell(&of.reserved), factor, tell(&of.allowed), tell(&of.committed), tell(&of.free)]
     }
     let titles = ["total", "reserved", "overcommit", "allowed", "committed", "free"];
-    let columns = column(&capacity.cpus).into_iter().zip(column(&capacity.memory));
+    let columns = column(&capacity.cpus, ToString::to_string).into_iter().zip(column(&capacity.memory, rounded));
     let over_cap = match (capacity.cpus.over, capacity.memory.over) {
         (true, true) => "OVER the cap",
         (true, false) => "CPUs OVER the cap",
