@@ -38,11 +38,12 @@ check: setup ## Formatting, lints, unit tests: before every commit
 	cargo test --workspace --lib --bins --features agentd/fake
 
 # The end-to-end tests run the binaries, which `cargo test` does not build for another crate. The whole workspace, so that
-# both commands see the same features and nothing is built twice.
+# both commands see the same features and nothing is built twice. One test at a time: guests and engines that share a small
+# machine slow each other down, and what they get is what some tests measure.
 test: ## Everything, on real engines
 	packaging/setup.sh test
 	cargo build --workspace --features agentd/fake
-	cargo test --workspace --features agentd/fake
+	cargo test --workspace --features agentd/fake -- --test-threads=1
 
 demo: ## The tour, in about a minute once built: nothing of the machine is changed
 	packaging/demo.sh

@@ -1,6 +1,6 @@
 //! `ctl` as a command: what is typed wrong, what it prints, how it ends. On the fake engine and libvirt's test driver.
 
-use agentd_tests::lab::{Agentd, TestNode};
+use agentd_tests::lab::{Agentd, TestNode, binary};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -122,5 +122,13 @@ fn an_id_serves_as_a_name_and_the_test_driver_does_what_it_can() -> Result<()> {
     assert_eq!(agentd.ctl(&["stop", name]).code, Some(0));
     assert_eq!(agentd.ctl(&["resize", name, "--cpus", "3", "--live-only"]).code, Some(10));
     assert_eq!(agentd.ctl(&["start", name]).code, Some(0));
+    Ok(())
+}
+
+#[test]
+fn it_is_linked_to_no_engine() -> Result<()> {
+    let output = std::process::Command::new("ldd").arg(binary("CTL_BIN", "ctl")?).output()?;
+    let libraries = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(libraries.contains("libc.so") && !libraries.contains("virt"), "{libraries}");
     Ok(())
 }

@@ -138,7 +138,7 @@ fn dockerd_may_die_and_come_back_while_agentd_runs_on() -> Result<()> {
     // A bare name may be a container's: that can't be told now.
     assert_eq!(agentd.get("/v1/instances?name=nix")?.json()["code"], "backend-unavailable");
     docker.start_again()?;
-    wait_until("containers to be served again", LIMIT, || {
+    wait_until("containers to be served again", Duration::from_secs(5), || {
         Ok((resize(&agentd, "web", &json!({"cpus": 2}))?.0 == 200).then_some(()))
     })?;
     Ok(())

@@ -157,7 +157,11 @@ fn moving<T: Display + PartialEq>(name: &str, field: &FieldView<T>) -> Option<St
 #[allow(clippy::cast_precision_loss, reason = "a tenth of a GiB is all that is told")]
 fn rounded(bytes: &ByteCount) -> String {
     const GIB: f64 = (1_u64 << 30) as f64;
-    if bytes.bytes().is_multiple_of(1 << 20) { bytes.to_string() } else { format!("{:.1} GiB", bytes.bytes() as f64 / GIB) }
+    if bytes.bytes().is_multiple_of(1 << 20) {
+        bytes.to_string()
+    } else {
+        format!("{:.1} GiB", bytes.bytes() as f64 / GIB)
+    }
 }
 
 /// The host.
