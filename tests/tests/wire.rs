@@ -3,16 +3,22 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use agentd_tests::lab::{Agentd, Response};
+use agentd_tests::lab::{Agentd, Response, wait_until};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+const LIMIT: Duration = Duration::from_secs(30);
 const CONFIG: &str = "[capacity]\ncpus = 16\n";
 
 /// `vm/web` (2 of 4 vCPUs, 1 of 4 GiB, 200 MiB in use) and `vm/off`, stopped.
 fn agentd() -> Result<Agentd> {
+    slow_agentd(0)
+}
+
+/// The same, each step taking this long.
+fn slow_agentd(delay_ms: u64) -> Result<Agentd> {
     let folder = tempfile::Builder::new().prefix("agentd-fake-").tempdir()?.keep();
-    let spec = json!({"instances": [
+    let spec = json!({"delay_ms": delay_ms, "instances": [
         {"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"},
         {"name": "off", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "stopped": true}]});
     std::fs::write(folder.join("fake.json"), spec.to_string())?;
@@ -208,4 +214,33 @@ fn pages_of_a_list_join_to_the_whole() -> Result<()> {
     assert_eq!((second["items"][0]["ref"].clone(), second["next_cursor"].clone()), (json!("vm/web"), Value::Null));
     assert_eq!(agentd.get("/v1/instances?state=stopped&match=vm%2Fo*")?.json()["total"], 1);
     Ok(())
+}
+
+#[test]
+fn a_caller_that_does_not_wait_is_told_where_to_look_and_one_that_goes_away_changes_nothing() -> Result<()> {
+    let agentd = slow_agentd(200)?;
+    let path = "/v1/instances/vm/web/resize";
+    let headers = [("Content-Type", "application/json"), ("Prefer", "wait=0")];
+    let reply = agentd.http("POST", path, &headers, br#"{"cpus":3,"memory":"2GiB"}"#)?;
+    // Not on record yet, it is told to ask again; on record, where it runs.
+    assert!(reply.status == 202 || reply.status == 409, "{}", reply.text());
+    let operation = reply.header("location").unwrap_or_default().to_owned();
+    wait_until("the change to end", LIMIT, || {
+        Ok((agentd.get(&operation)?.json()["outcome"] == "changed").then_some(()))
+    })?;
+    assert_eq!(web(&agentd)?["cpus"]["observed"], 3);
+    // Sent, and gone before the answer.
+    let body = r#"{"cpus":4}"#;
+    let mut gone = agentd.connect()?;
+    write!(
+        gone,
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    wait_until("the change to begin", LIMIT, || {
+        let newest = agentd.get("/v1/operations?ref=vm/web&limit=1")?.json();
+        Ok((newest["items"][0]["changes"][0]["requested"] == 4).then_some(()))
+    })?;
+    drop(gone);
+    wait_until("the change to end all the same", LIMIT, || Ok((web(&agentd)?["cpus"]["observed"] == 4).then_some(())))
 }
