@@ -110,6 +110,22 @@ fn a_reload_takes_a_good_file_whole_and_says_why_it_does_not_take_a_bad_one() ->
     Ok(())
 }
 
+#[test]
+fn a_change_under_way_ends_before_the_daemon_does() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let spec = json!({"delay_ms": 500, "instances": [
+        {"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"}]});
+    let path = folder.path().join("fake.json");
+    std::fs::write(&path, spec.to_string())?;
+    let agentd = Agentd::with_config("[capacity]\ncpus = 8\n").env("AGENTD_FAKE", &path.to_string_lossy()).start()?;
+    let headers = [("Content-Type", "application/json"), ("Prefer", "wait=0")];
+    let reply = agentd.http("POST", "/v1/instances/vm/web/resize", &headers, br#"{"cpus":4,"memory":"2GiB"}"#)?;
+    assert_eq!(reply.status, 202);
+    assert_eq!(agentd.stop()?, Some(0));
+    assert!(agentd.log().contains("outcome=\"changed\""), "{}", agentd.log());
+    Ok(())
+}
+
 /// A uid that no rule names hears `forbidden`; one whose rule matches other instances hears `not-found`; rights bind.
 #[test]
 fn callers_are_held_to_their_rules() -> Result<()> {

@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::OperationView;
 use agentd_core::error::{Code, Problem};
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio::time::Instant;
 
 use super::{Ask, Engine, Failure, Peer};
@@ -79,7 +79,9 @@ impl Engine {
     /// Takes a change on; it runs to its end whether or not anybody waits for it. `key` is the caller's Idempotency-Key
     /// with the request that it stands for.
     pub fn submit(&self, peer: Peer, ask: Ask, key: Option<(String, String)>) -> Result<Submitted, Problem> {
-        let Some((key, request)) = key else { return Ok(self.spawn(peer, ask, None)) };
+        let stopping = |_| Problem::new(Code::Overloaded, "agentd is stopping").hint("ask again when it is back");
+        let under_way = Arc::clone(&self.inner.under_way).try_read_owned().map_err(stopping)?;
+        let Some((key, request)) = key else { return Ok(self.spawn(peer, ask, None, under_way)) };
         let place = (peer.who.uid, key);
         let mut keys = self.inner.keys.lock();
         if let Some(kept) = keys.get(&place)
@@ -95,12 +97,18 @@ impl Engine {
             .hint("use a new key for a new request"));
         }
         Keys::make_room(&mut keys);
-        let submitted = self.spawn(peer, ask, Some(place.clone()));
+        let submitted = self.spawn(peer, ask, Some(place.clone()), under_way);
         keys.insert(place, Kept { request, born: Instant::now(), submitted: submitted.clone() });
         Ok(submitted)
     }
 
-    fn spawn(&self, peer: Peer, ask: Ask, key: Option<(u32, String)>) -> Submitted {
+    fn spawn(
+        &self,
+        peer: Peer,
+        ask: Ask,
+        key: Option<(u32, String)>,
+        under_way: OwnedRwLockReadGuard<()>,
+    ) -> Submitted {
         let id = ulid::Ulid::new().to_string();
         let (send, reply) = watch::channel(None);
         let (engine, operation) = (self.clone(), id.clone());
@@ -115,6 +123,7 @@ impl Engine {
             }
             // Nobody may be waiting any more.
             let _ = send.send(Some(reply));
+            drop(under_way);
         });
         Submitted { id, reply }
     }
