@@ -21,8 +21,6 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How long changes under way may take to end when the daemon stops; systemd waits 90 s.
-const DRAIN: Duration = Duration::from_secs(40);
 /// How often the whole inventory is listed while nobody asks.
 const LISTING: Duration = Duration::from_secs(30);
 
@@ -104,14 +102,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
     tracing::info!(socket = %path.display(), "serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    http::serve(listener, engine.clone(), stopped).await.context("the socket can't be served any more")?;
-    // Callers that went away are gone from the socket; their changes run on.
-    if !engine.drain(DRAIN).await {
-        tracing::warn!(
-            "changes were still under way after {} s; `ctl show` tells what became of them",
-            DRAIN.as_secs()
-        );
-    }
+    http::serve(listener, engine, stopped).await.context("the socket can't be served any more")?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -348,27 +348,6 @@ impl OperationView {
     }
 }
 
-impl OperationView {
-    /// A change that was taken on and isn't planned yet: it waits for its turn, or is being looked at.
-    pub fn begun(id: &str, verb: &str, reference: String) -> Self {
-        OperationView {
-            operation: Some(id.to_owned()),
-            verb: verb.to_owned(),
-            outcome: Outcome::Running,
-            reference,
-            dry_run: false,
-            elapsed_ms: 0,
-            changes: Vec::new(),
-            steps: Vec::new(),
-            notes: Vec::new(),
-            who: None,
-            code: None,
-            detail: None,
-            instance: None,
-        }
-    }
-}
-
 /// The targets of an operation against what was observed.
 fn changes(operation: &Operation, observed: Option<&Observed>) -> Vec<Change> {
     fn one<T: Copy + PartialEq>(aim: &Aim<T>, reading: Option<&Reading<T>>) -> ChangeOf<T> {

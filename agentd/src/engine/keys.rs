@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::OperationView;
 use agentd_core::error::{Code, Problem};
 use futures_util::FutureExt;
-use tokio::sync::{OwnedRwLockReadGuard, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Ask, Engine, Failure, Peer};
@@ -79,9 +79,7 @@ impl Engine {
     /// Takes a change on; it runs to its end whether or not anybody waits for it. `key` is the caller's Idempotency-Key
     /// with the request that it stands for.
     pub fn submit(&self, peer: Peer, ask: Ask, key: Option<(String, String)>) -> Result<Submitted, Problem> {
-        let stopping = |_| Problem::new(Code::Overloaded, "agentd is stopping").hint("ask again when it is back");
-        let under_way = Arc::clone(&self.inner.under_way).try_read_owned().map_err(stopping)?;
-        let Some((key, request)) = key else { return Ok(self.spawn(peer, ask, None, under_way)) };
+        let Some((key, request)) = key else { return Ok(self.spawn(peer, ask, None)) };
         let place = (peer.who.uid, key);
         let mut keys = self.inner.keys.lock();
         if let Some(kept) = keys.get(&place)
@@ -97,18 +95,12 @@ impl Engine {
             .hint("use a new key for a new request"));
         }
         Keys::make_room(&mut keys);
-        let submitted = self.spawn(peer, ask, Some(place.clone()), under_way);
+        let submitted = self.spawn(peer, ask, Some(place.clone()));
         keys.insert(place, Kept { request, born: Instant::now(), submitted: submitted.clone() });
         Ok(submitted)
     }
 
-    fn spawn(
-        &self,
-        peer: Peer,
-        ask: Ask,
-        key: Option<(u32, String)>,
-        under_way: OwnedRwLockReadGuard<()>,
-    ) -> Submitted {
+    fn spawn(&self, peer: Peer, ask: Ask, key: Option<(u32, String)>) -> Submitted {
         let id = ulid::Ulid::new().to_string();
         let (send, reply) = watch::channel(None);
         let (engine, operation) = (self.clone(), id.clone());
@@ -123,7 +115,6 @@ impl Engine {
             }
             // Nobody may be waiting any more.
             let _ = send.send(Some(reply));
-            drop(under_way);
         });
         Submitted { id, reply }
     }

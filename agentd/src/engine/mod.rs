@@ -89,9 +89,6 @@ struct Inner {
     journal: Arc<dyn Journal>,
     slots: Mutex<HashMap<Ref, Arc<Slot>>>,
     keys: keys::Keys,
-    /// Each change reads it for as long as it runs; who stops the daemon writes to it, which waits for them and keeps new
-    /// ones out.
-    under_way: Arc<tokio::sync::RwLock<()>>,
 }
 
 /// The engine; clones share one.
@@ -114,14 +111,8 @@ impl Engine {
                 journal,
                 slots: Mutex::default(),
                 keys: keys::Keys::default(),
-                under_way: Arc::default(),
             }),
         }
-    }
-
-    /// Waits until no change is under way, and lets no new one begin. Whether that came about within this time.
-    pub async fn drain(&self, within: Duration) -> bool {
-        tokio::time::timeout(within, self.inner.under_way.write()).await.is_ok()
     }
 
     /// What is in force.

@@ -389,10 +389,6 @@ async fn change(
     let request = format!("{verb} {target:?} {if_version:?} {}", String::from_utf8_lossy(text));
     let key = text_header(headers, "idempotency-key")?.map(|key| (key.to_owned(), request));
     let bound = prefer_wait(headers)?;
-    let reference = match &target {
-        Target::Full(reference) => reference.to_string(),
-        Target::Bare(name) => name.clone(),
-    };
     let ask = Ask { target, wish, right, dry_run, if_version };
     let submitted = engine.submit(peer, ask, key)?;
     let id = submitted.id.clone();
@@ -400,7 +396,7 @@ async fn change(
         None => submitted.reply().await,
         Some(bound) => match tokio::time::timeout(bound, submitted.reply()).await {
             Ok(reply) => reply,
-            Err(_) => return Ok(running(&engine, &id, verb, reference)),
+            Err(_) => return Ok(running(&engine, &id)),
         },
     };
     let view = reply?;
@@ -413,11 +409,16 @@ async fn change(
     Ok(response)
 }
 
-/// The reply to a caller that doesn't want to wait longer: where to look. Until the change is planned, that address has
-/// nothing; the same request with the same Idempotency-Key hears how it ends in any case.
-fn running(engine: &Engine, id: &str, verb: &str, reference: String) -> Response {
-    let view = engine.running(id).unwrap_or_else(|| OperationView::begun(id, verb, reference));
-    let mut response = json(StatusCode::ACCEPTED, &view);
+/// The reply to a caller that doesn't want to wait longer: where to look.
+fn running(engine: &Engine, id: &str) -> Response {
+    let mut response = match engine.running(id) {
+        Some(view) => json(StatusCode::ACCEPTED, &view),
+        None => Refusal::from(
+            Problem::new(Code::Busy, "the change still waits for its turn")
+                .hint("send it again with the same Idempotency-Key to hear how it ends"),
+        )
+        .into_response(),
+    };
     if let Ok(location) = format!("/v1/operations/{id}").parse() {
         response.headers_mut().insert(header::LOCATION, location);
     }
