@@ -73,6 +73,9 @@ pub struct FakeInstance {
     /// Ignores a graceful stop.
     #[serde(default)]
     pub stubborn: bool,
+    /// Is gone when it is down.
+    #[serde(default)]
+    pub transient: bool,
 }
 
 /// A fake engine as a file describes it.
@@ -96,6 +99,7 @@ struct Machine {
     observed: Held,
     saved: Held,
     applies: usize,
+    blurred: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,7 +137,10 @@ impl Fake {
                 observed.memory = Limit::At(spec.max_memory);
             }
             let state = if spec.stopped { State::Stopped } else { State::Running };
-            (spec.name.clone(), Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0 })
+            (
+                spec.name.clone(),
+                Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0, blurred: false },
+            )
         };
         Fake {
             machines: Mutex::new(spec.instances.into_iter().map(machine).collect()),
@@ -155,6 +162,13 @@ impl Fake {
         if let Some(machine) = self.machines().get_mut(name) {
             machine.live.set(values);
             machine.observed.set(values);
+        }
+    }
+
+    /// From now on an instance is there and can't be read, or can again.
+    pub fn blur(&self, name: &str, blurred: bool) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.blurred = blurred;
         }
     }
 
@@ -200,6 +214,9 @@ impl Fake {
             }
             Action::Start => return Err(BackendError::InvalidState("it runs already".into())),
             Action::Shutdown if machine.spec.stubborn => {}
+            Action::Shutdown | Action::Kill if machine.spec.transient => {
+                machines.remove(target.name());
+            }
             Action::Shutdown | Action::Kill => machine.state = State::Stopped,
         }
         Ok(())
@@ -215,6 +232,9 @@ fn find<'a>(machines: &'a mut BTreeMap<String, Machine>, name: &str) -> Result<&
 }
 
 fn observe(machine: &Machine) -> Option<Observed> {
+    if machine.blurred {
+        return blurred(machine);
+    }
     let up = machine.state.is_up();
     let spec = &machine.spec;
     let unlimit = Ability::No(Code::InvalidRequest, "a VM has a number of them".into());
@@ -267,6 +287,22 @@ fn observe(machine: &Machine) -> Option<Observed> {
         notes: Vec::new(),
         unchangeable: None,
         native: serde_json::Value::Null,
+    })
+}
+
+/// What a real engine shows of an instance that it lists and can't describe.
+fn blurred(machine: &Machine) -> Option<Observed> {
+    let sharp = observe(&Machine { blurred: false, ..machine.clone() })?;
+    let why = "it can't be read";
+    Some(Observed {
+        boot: None,
+        state: State::Unknown,
+        cpus: Reading::absent(sharp.cpus.grain, why),
+        cpu_limit: Reading::absent(sharp.cpu_limit.grain, why),
+        memory: Reading::absent(sharp.memory.grain, why),
+        used: Usage::Unknown,
+        demand: Demand { cpus: None, memory: None },
+        ..sharp
     })
 }
 

@@ -13,7 +13,7 @@ use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop};
 use tokio::time::Instant;
 
 use super::{Engine, Failure, Peer, Queued};
-use crate::backend::Look;
+use crate::backend::{BackendError, Look};
 use crate::executor::Executor;
 
 /// How old the inventory may be when a growth is admitted against it.
@@ -113,12 +113,17 @@ impl Engine {
         let ended = Executor::new(&*backend, self.journal(), &mut operation, wait).run().await;
 
         let begun = begun_now(self);
-        let observed = backend.observe(reference.name(), Look::Plain).await.ok();
-        let settings = self.settings();
+        let look = backend.observe(reference.name(), Look::Plain).await;
+        let gone = matches!(look, Err(BackendError::NotFound(_)));
+        let observed = look.ok();
         let known_outcome = operation.outcome != Outcome::Unknown;
         {
             let mut book = self.book();
-            book.end(&reference, observed.clone().map(|o| (o, begun)), &settings.config, known_outcome);
+            let seen = observed.clone().map(|observed| (observed, begun));
+            book.end(&reference, seen, &self.settings().config, known_outcome);
+            if gone && known_outcome {
+                book.drop_gone(&reference);
+            }
             if let Some((hold, reason)) = &ended.hold {
                 book.hold(&reference, *hold, reason.clone());
             }

@@ -123,7 +123,10 @@ impl Engine {
     /// Takes new settings whole.
     pub fn set_settings(&self, settings: Settings) {
         let settings = Arc::new(settings);
-        self.book().set_config(&settings.config, settings.host);
+        // Both under the book's lock, and everybody who writes to the book asks for the settings under it too: what is
+        // recorded by the old `[[limit]]`s never lands in the ledger of the new ones.
+        let mut book = self.book();
+        book.set_config(&settings.config, settings.host);
         *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
@@ -189,14 +192,15 @@ impl Engine {
         let begun = self.book().moment();
         match backend.observe(name, look).await {
             Ok(observed) => {
-                self.book().record(observed.clone(), begun, &self.settings().config, false);
+                let mut book = self.book();
+                book.record(observed.clone(), begun, &self.settings().config, false);
                 Ok(observed)
             }
             Err(error) => {
                 if matches!(error, BackendError::NotFound(_))
                     && let Ok(reference) = Ref::new(kind, name)
                 {
-                    self.book().forget(&reference);
+                    self.book().forget(&reference, begun);
                     return Err(not_found(reference.as_str()));
                 }
                 Err(explain(kind, error))
@@ -257,16 +261,13 @@ impl Engine {
         }
         let (started, begun) = (Instant::now(), self.book().moment());
         let listing = source.backend.list().await;
-        let settings = self.settings();
+        *listed = Some(started);
+        let mut book = self.book();
         match listing {
-            Ok(listing) => {
-                *listed = Some(started);
-                self.book().record_listing(kind, listing, begun, &settings.config);
-            }
+            Ok(listing) => book.record_listing(kind, listing, begun, &self.settings().config),
             Err(error) => {
-                *listed = Some(started);
                 tracing::warn!(%kind, %error, "a backend can't be listed");
-                self.book().record_unavailable(kind, error.to_string());
+                book.record_unavailable(kind, error.to_string());
             }
         }
     }

@@ -300,6 +300,64 @@ async fn one_idempotency_key_has_one_effect() {
     assert_eq!(other.code, Code::IdempotencyMismatch);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_when_it_is_down_is_charged_nothing() {
+    let spec = serde_json::json!({"instances": [{"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4,
+        "max_memory": "4GiB", "transient": true}]});
+    let (engine, _fake) = engine(spec, CONFIG);
+    let view = submit(&engine, ask(Wish::Stop { timeout: Some(SHORT), force: false })).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Changed);
+    engine.refresh(Duration::ZERO).await;
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_read_keeps_its_charge() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    tokio::time::sleep(SHORT).await;
+    engine.refresh(Duration::ZERO).await;
+    fake.blur("web", true);
+    tokio::time::sleep(SHORT).await;
+    engine.refresh(Duration::ZERO).await;
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(2));
+    let settings = Settings {
+        config: Config::parse("test", CONFIG).unwrap(),
+        access: AccessTable::new(Vec::new(), 0),
+        host: HOST,
+        notes: Vec::new(),
+    };
+    engine.set_settings(settings);
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(2));
+    fake.blur("web", false);
+    fake.meddle("web", &Values { cpus: Some(Limit::At(Cpus::whole(1))), ..Values::default() });
+    tokio::time::sleep(SHORT).await;
+    engine.refresh(Duration::ZERO).await;
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_meanwhile_does_not_give_back_a_growth_of_unknown_outcome() {
+    let spec = serde_json::json!({
+        "instances": [{"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "stubborn": true}],
+        "faults": [{"instance": "vm/web", "nth": 0, "fault": "hang"}]});
+    let (engine, _fake) = engine(spec, CONFIG);
+    let body = serde_json::json!({"cpus": 4, "apply": "live"});
+    let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+    assert_eq!(failure.problem.code, Code::BackendTimeout);
+    let stop = ask(Wish::Stop { timeout: Some(SHORT), force: false });
+    assert_eq!(submit(&engine, stop).await.unwrap().outcome, Outcome::Pending);
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_found_nothing_does_not_undo_a_later_one() {
+    let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let early = engine.book().moment();
+    engine.refresh(Duration::ZERO).await;
+    engine.book().forget(&reference(), early);
+    assert_eq!(engine.book().ledger().charge(&reference()).cpus, Cpus::whole(2));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever is asked, whichever step fails, however it fails at once: either all of it is there or none of it.
