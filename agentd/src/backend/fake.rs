@@ -64,6 +64,9 @@ pub struct FakeInstance {
     /// What is in use inside; unknown where absent.
     #[serde(default)]
     pub used: Option<ByteCount>,
+    /// What is in use inside, told only to who waits for it.
+    #[serde(default)]
+    pub used_when_asked: Option<ByteCount>,
     /// A guest without a balloon driver.
     #[serde(default)]
     pub silent: bool,
@@ -123,6 +126,7 @@ pub struct Fake {
     machines: Mutex<BTreeMap<String, Machine>>,
     faults: Vec<FaultAt>,
     delay: Duration,
+    slow_look: Mutex<Option<Duration>>,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
 }
@@ -146,6 +150,7 @@ impl Fake {
             machines: Mutex::new(spec.instances.into_iter().map(machine).collect()),
             faults: spec.faults,
             delay: Duration::from_millis(spec.delay_ms),
+            slow_look: Mutex::default(),
             deadline: Duration::from_millis(200),
         }
     }
@@ -163,6 +168,11 @@ impl Fake {
             machine.live.set(values);
             machine.observed.set(values);
         }
+    }
+
+    /// The next look takes this long to come back with what it saw when it began.
+    pub fn slow_next_look(&self, time: Duration) {
+        *self.slow_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
     }
 
     /// From now on an instance is there and can't be read, or can again.
@@ -231,7 +241,7 @@ fn find<'a>(machines: &'a mut BTreeMap<String, Machine>, name: &str) -> Result<&
     machines.get_mut(name).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
 }
 
-fn observe(machine: &Machine) -> Option<Observed> {
+fn observe(machine: &Machine, look: Look) -> Option<Observed> {
     if machine.blurred {
         return blurred(machine);
     }
@@ -277,10 +287,11 @@ fn observe(machine: &Machine) -> Option<Observed> {
             live: Ability::Yes,
             unlimit,
         },
-        used: match spec.used {
+        used: match (spec.used, look) {
             _ if spec.silent => Usage::Silent,
-            Some(used) => Usage::Known(used),
-            None => Usage::Unknown,
+            (Some(used), _) => Usage::Known(used),
+            (None, Look::Usage(_)) => spec.used_when_asked.map_or(Usage::Unknown, Usage::Known),
+            (None, Look::Plain) => Usage::Unknown,
         },
         demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
         labels: BTreeMap::new(),
@@ -292,7 +303,7 @@ fn observe(machine: &Machine) -> Option<Observed> {
 
 /// What a real engine shows of an instance that it lists and can't describe.
 fn blurred(machine: &Machine) -> Option<Observed> {
-    let sharp = observe(&Machine { blurred: false, ..machine.clone() })?;
+    let sharp = observe(&Machine { blurred: false, ..machine.clone() }, Look::Plain)?;
     let why = "it can't be read";
     Some(Observed {
         boot: None,
@@ -321,13 +332,19 @@ impl Backend for Fake {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, BackendError> {
-        Ok(self.machines().values().filter_map(observe).collect())
+        Ok(self.machines().values().filter_map(|machine| observe(machine, Look::Plain)).collect())
     }
 
-    async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {
-        let mut machines = self.machines();
-        let machine = find(&mut machines, name)?;
-        observe(machine).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
+    async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {
+        let seen = {
+            let mut machines = self.machines();
+            observe(find(&mut machines, name)?, look)
+        };
+        let slow = self.slow_look.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(time) = slow {
+            tokio::time::sleep(time).await;
+        }
+        seen.ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {

@@ -358,6 +358,61 @@ async fn a_look_that_found_nothing_does_not_undo_a_later_one() {
     assert_eq!(engine.book().ledger().charge(&reference()).cpus, Cpus::whole(2));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_change_that_looked_before_another_one_ended_looks_again() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let more = resize(&serde_json::json!({"cpus": "+1"}), SHORT);
+    fake.slow_next_look(Duration::from_secs(5));
+    let slow = engine.submit(peer(), more.clone(), None).unwrap();
+    tokio::time::sleep(SHORT).await;
+    submit(&engine, more).await.unwrap();
+    slow.reply().await.unwrap();
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(4))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_is_made_on_the_latest_observation() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let target = Target::Full(reference());
+    let if_version = Some(engine.show(&peer(), &target).await.unwrap().version);
+    let seen = seen(&fake).await;
+    let ask = Ask { if_version, ..resize(&serde_json::json!({"cpus": "+1"}), SHORT) };
+    // A listing comes in between the look and the plan.
+    fake.meddle("web", &Values { cpus: Some(Limit::At(Cpus::whole(1))), ..Values::default() });
+    tokio::time::sleep(SHORT).await;
+    engine.refresh(Duration::ZERO).await;
+    let late = engine.plan_on(&engine.book(), &peer(), &ask, &seen).unwrap_err();
+    assert_eq!(late.code, Code::VersionMismatch);
+    let ask = Ask { if_version: None, ..ask };
+    let (plan, _) = engine.plan_on(&engine.book(), &peer(), &ask, &seen).unwrap();
+    assert_eq!(plan.targets.cpus.unwrap().requested, Limit::At(Cpus::whole(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_growth_beside_a_shrink_is_admitted_on_a_fresh_inventory() {
+    let spec = serde_json::json!({"instances": [
+        {"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 8, "max_memory": "4GiB", "used_when_asked": "99MiB"},
+        {"name": "db", "cpus": 2, "memory": "1GiB", "max_cpus": 8, "max_memory": "4GiB"}]});
+    let (engine, fake) = engine(spec, CONFIG);
+    engine.refresh(Duration::ZERO).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    fake.meddle("db", &Values { cpus: Some(Limit::At(Cpus::whole(6))), ..Values::default() });
+    let body = serde_json::json!({"cpus": 4, "memory": "512MiB"});
+    let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+    assert_eq!(failure.problem.code, Code::CapacityExceeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_are_on_record_too() {
+    let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let stranger = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, ..peer() };
+    let ask = resize(&serde_json::json!({"cpus": 3}), SHORT);
+    let failure = engine.submit(stranger, ask, None).unwrap().reply().await.unwrap_err();
+    assert_eq!(failure.problem.code, Code::Forbidden);
+    let recorded = engine.operations(&peer(), Some(&reference()), 10);
+    assert_eq!(recorded.iter().map(|view| view.outcome).collect::<Vec<_>>(), [Outcome::Refused]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever is asked, whichever step fails, however it fails at once: either all of it is there or none of it.
