@@ -170,6 +170,15 @@ impl Fake {
         }
     }
 
+    /// Stops and starts an instance behind the daemon's back.
+    pub fn restart(&self, name: &str) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.boot += 1;
+            machine.live = machine.saved;
+            machine.observed = machine.saved;
+        }
+    }
+
     /// The next look takes this long to come back with what it saw when it began.
     pub fn slow_next_look(&self, time: Duration) {
         *self.slow_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
@@ -198,6 +207,11 @@ impl Fake {
             return Err(BackendError::NotFound("another instance has that name now".into()));
         }
         match action {
+            Action::Set { scope: Scope::Live, .. } | Action::Restore { scope: Scope::Live, .. }
+                if identity.boot != Some(machine.boot.to_string()) =>
+            {
+                return Err(BackendError::NotFound("it was restarted meanwhile".into()));
+            }
             Action::Set { scope, values } | Action::Restore { scope, values, .. } => {
                 if *scope != Scope::Live {
                     machine.saved.set(values);

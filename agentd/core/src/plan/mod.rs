@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use power::{start, stop};
 pub use resize::resize;
-pub use settle::{Reached, reached, unchanged_since};
+pub use settle::{Reached, may_be_ours, reached, unchanged_since};
 pub use words::describe;
 
 use crate::api::Hold;
