@@ -91,6 +91,8 @@ pub struct FakeSpec {
     pub faults: Vec<FaultAt>,
     /// How long each apply takes, in milliseconds.
     pub delay_ms: u64,
+    /// How long each listing takes, in milliseconds.
+    pub list_ms: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +128,7 @@ pub struct Fake {
     machines: Mutex<BTreeMap<String, Machine>>,
     faults: Vec<FaultAt>,
     delay: Duration,
+    list_delay: Duration,
     slow_look: Mutex<Option<Duration>>,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
@@ -150,6 +153,7 @@ impl Fake {
             machines: Mutex::new(spec.instances.into_iter().map(machine).collect()),
             faults: spec.faults,
             delay: Duration::from_millis(spec.delay_ms),
+            list_delay: Duration::from_millis(spec.list_ms),
             slow_look: Mutex::default(),
             deadline: Duration::from_millis(200),
         }
@@ -346,6 +350,9 @@ impl Backend for Fake {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, BackendError> {
+        if self.list_delay > Duration::ZERO {
+            tokio::time::sleep(self.list_delay).await;
+        }
         Ok(self.machines().values().filter_map(|machine| observe(machine, Look::Plain)).collect())
     }
 

@@ -39,7 +39,7 @@ pub enum Wish {
 }
 
 impl Wish {
-    fn verb(&self) -> Verb {
+    pub(super) fn verb(&self) -> Verb {
         match self {
             Wish::Resize(..) => Verb::Resize,
             Wish::Stop { .. } => Verb::Stop,

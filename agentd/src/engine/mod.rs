@@ -23,6 +23,7 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref, Target};
 use agentd_core::operation::Who;
 use agentd_core::plan::HostCapacity;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use change::{Ask, Wish};
@@ -31,6 +32,9 @@ pub use read::Filter;
 use crate::backend::{Backend, BackendError, Look};
 use crate::inventory::Book;
 use crate::journal::Journal;
+
+/// How long a request waits for the listing of one kind; then what was known of it before has to do, and is told.
+const LISTING_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is in force: the config file and what was made of it. Replaced whole by a reload.
 #[derive(Debug)]
@@ -89,6 +93,8 @@ struct Inner {
     journal: Arc<dyn Journal>,
     slots: Mutex<HashMap<Ref, Arc<Slot>>>,
     keys: keys::Keys,
+    /// The changes that were taken on and have not ended, as they are told until they are on record.
+    under_way: watch::Sender<HashMap<String, OperationView>>,
 }
 
 /// The engine; clones share one.
@@ -111,6 +117,7 @@ impl Engine {
                 journal,
                 slots: Mutex::default(),
                 keys: keys::Keys::default(),
+                under_way: watch::Sender::default(),
             }),
         }
     }
@@ -252,7 +259,18 @@ impl Engine {
         futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
     }
 
+    /// Waits for a listing for a bounded time: an engine that hangs must not hold up the changes of other kinds. What comes
+    /// later is taken all the same.
     async fn refresh_kind(&self, kind: Kind, max_age: Duration) {
+        let engine = self.clone();
+        let listing = tokio::spawn(async move { engine.list_kind(kind, max_age).await });
+        if tokio::time::timeout(LISTING_PATIENCE, listing).await.is_err() {
+            let why = format!("it was not listed within {} s", LISTING_PATIENCE.as_secs());
+            self.book().record_unavailable(kind, why);
+        }
+    }
+
+    async fn list_kind(&self, kind: Kind, max_age: Duration) {
         let Ok(source) = self.source(kind) else { return };
         let asked = Instant::now();
         let mut listed = source.listed.lock().await;

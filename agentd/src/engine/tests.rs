@@ -440,6 +440,46 @@ async fn refusals_are_on_record_too() {
     assert_eq!(recorded.iter().map(|view| view.outcome).collect::<Vec<_>>(), [Outcome::Refused]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_change_is_told_as_running_before_it_is_on_record_and_waited_for_at_the_end() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["delay_ms"] = 1000.into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let submitted = engine.submit(peer(), resize(&serde_json::json!({"cpus": 3}), SHORT), None).unwrap();
+    assert_eq!(engine.running(&submitted.id).unwrap().outcome, Outcome::Running);
+    assert_eq!(engine.operation(&peer(), &submitted.id).unwrap().outcome, Outcome::Running);
+    let other = Peer { who: Who { uid: 7, ..peer().who }, ..peer() };
+    assert_eq!(engine.operation(&other, &submitted.id).unwrap_err().code, Code::NotFound);
+    drop(submitted);
+    engine.idle().await;
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(3))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_hangs_does_not_hold_up_a_growth_and_is_told() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["list_ms"] = 60_000.into();
+    let (engine, _fake) = engine(spec, CONFIG);
+    let began = tokio::time::Instant::now();
+    submit(&engine, resize(&serde_json::json!({"cpus": 3}), SHORT)).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(engine.capacity(&peer()).await.unavailable, [Kind::Vm]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_callers_keys_push_out_nobody_elses() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let more = || resize(&serde_json::json!({"cpus": "+1"}), SHORT);
+    let key = |key: &str| Some((key.to_owned(), "request".to_owned()));
+    engine.submit(peer(), more(), key("mine")).unwrap().reply().await.unwrap();
+    let other = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    for n in 0..20_000 {
+        engine.submit(other.clone(), more(), key(&n.to_string())).unwrap().reply().await.unwrap_err();
+    }
+    engine.submit(peer(), more(), key("mine")).unwrap().reply().await.unwrap();
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(3))));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever is asked, whichever step fails, however it fails at once: either all of it is there or none of it.
