@@ -14,7 +14,7 @@ use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, Usage};
 use agentd_core::operation::{Identity, Operation, Outcome, StepState};
-use agentd_core::plan::{Action, Reached, Scope, Settle, UndoClass, Verb, reached, unchanged_since};
+use agentd_core::plan::{Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, reached, unchanged_since};
 use tokio::time::{Instant, sleep};
 
 use crate::backend::{Backend, BackendError, Look};
@@ -107,12 +107,11 @@ impl<'a> Executor<'a> {
                     self.advance(index, StepState::Failed, Some(why.clone())).await;
                     let problem = Problem::new(Code::InvalidState, why)
                         .hint("look at it with `ctl show` and decide again: what ran before is gone");
-                    self.operation.fail(Outcome::Abandoned, &problem);
-                    return Ended { problem: Some(problem), hold: None };
+                    return self.unwind(index, problem, true, true).await;
                 }
                 StepEnd::Failed { problem, untouched } => {
                     self.advance(index, StepState::Failed, Some(problem.detail.clone())).await;
-                    return self.unwind(index, problem, untouched).await;
+                    return self.unwind(index, problem, untouched, false).await;
                 }
             }
         }
@@ -133,6 +132,11 @@ impl<'a> Executor<'a> {
                     Problem::new(Code::BackendTimeout, why)
                         .hint("`ctl show` tells what is observed; the hold ends when the outcome is known"),
                 );
+            }
+            Err(BackendError::NotFound(why)) => {
+                let stop = matches!(action, Action::Shutdown | Action::Kill);
+                let down = stop && matches!(self.settle(&action, began).await, Settled::Reached);
+                return if down { StepEnd::Done } else { StepEnd::Abandoned(why) };
             }
             Err(error) => {
                 let untouched = !matches!(error, BackendError::Failed(_));
@@ -234,6 +238,18 @@ impl<'a> Executor<'a> {
         self.backend.observe(self.operation.reference.name(), Look::Plain).await
     }
 
+    /// Looks until there is an answer, or until `deadline`: an engine that is being restarted is back in a moment.
+    async fn look_until(&self, deadline: Instant) -> Result<Observed, BackendError> {
+        loop {
+            match self.look().await {
+                Err(error) if !matches!(error, BackendError::NotFound(_)) && Instant::now() < deadline => {
+                    sleep(LONGEST_PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// Whether what is seen isn't what was planned for: another instance of that name, or another start of it.
     fn replaced(&self, observed: &Observed, action: &Action) -> Option<String> {
         let planned = &self.operation.identity;
@@ -242,15 +258,19 @@ impl<'a> Executor<'a> {
         if now.id != planned.id {
             return Some(format!("{reference} is another one by now: its id was {}, it is {}", planned.id, now.id));
         }
-        let live = matches!(action, Action::Set { scope: Scope::Live | Scope::Both, .. } | Action::Restore { .. });
+        let live = match action {
+            Action::Set { scope, .. } | Action::Restore { scope, .. } => *scope != Scope::Saved,
+            Action::Start | Action::Shutdown | Action::Kill => false,
+        };
         if live && self.operation.verb == Verb::Resize && planned.boot.is_some() && now.boot != planned.boot {
             return Some(format!("{reference} was stopped or restarted while it was changed"));
         }
         None
     }
 
-    /// Takes back what was done, the last first. `failed` is the step that failed; it may have taken effect in part.
-    async fn unwind(mut self, failed: usize, cause: Problem, untouched: bool) -> Ended {
+    /// Takes back what was done, the last first. `failed` is the step that failed; it may have taken effect in part. What
+    /// was changed of a run that is over by now went with it.
+    async fn unwind(mut self, failed: usize, cause: Problem, untouched: bool, mut gone: bool) -> Ended {
         let mut stuck: Vec<String> = Vec::new();
         for index in (0..=failed).rev() {
             let state = self.operation.steps[index].state;
@@ -258,12 +278,14 @@ impl<'a> Executor<'a> {
             if !undoable || (index == failed && untouched) {
                 continue;
             }
-            if let Err(why) = self.undo(index, index == failed).await {
-                stuck.push(why);
+            match self.undo(index, index == failed).await {
+                Ok(()) => {}
+                Err(Stuck::Gone) => gone = true,
+                Err(Stuck::Left(why)) => stuck.push(why),
             }
         }
         if stuck.is_empty() {
-            self.operation.fail(Outcome::RolledBack, &cause);
+            self.operation.fail(if gone { Outcome::Abandoned } else { Outcome::RolledBack }, &cause);
             return Ended { problem: Some(cause), hold: None };
         }
         let reference = &self.operation.reference;
@@ -280,28 +302,35 @@ impl<'a> Executor<'a> {
     }
 
     /// Takes one step back, or says why it couldn't.
-    async fn undo(&mut self, index: usize, is_failed: bool) -> Result<(), String> {
+    async fn undo(&mut self, index: usize, is_failed: bool) -> Result<(), Stuck> {
         let step = self.operation.steps[index].step.clone();
         let what = &step.what;
-        let observed = self.look().await;
+        let observed = match self.look_until(Instant::now() + UNDO_TIME).await {
+            Ok(observed) => observed,
+            Err(BackendError::NotFound(_)) => return Err(Stuck::Gone),
+            // What can't be seen may be somebody else's by now.
+            Err(error) => return Err(Stuck::Left(format!("{what} was not taken back: {error}"))),
+        };
+        if self.replaced(&observed, &step.action).is_some() {
+            return Err(Stuck::Gone);
+        }
         let Some(undo) = step.undo else {
             // A step that failed and shows no effect needs no way back.
-            return match observed {
-                Ok(observed) if is_failed && !matches!(reached(&step.action, &observed), Reached::Yes) => Ok(()),
-                _ => Err(format!("{what} can't be taken back")),
-            };
+            let nothing = is_failed && !matches!(reached(&step.action, &observed), Reached::Yes);
+            return if nothing { Ok(()) } else { Err(Stuck::Left(format!("{what} can't be taken back"))) };
         };
-        if let Ok(observed) = &observed {
-            if let Some(why) = self.replaced(observed, &undo) {
-                return Err(why);
-            }
-            if is_failed && reached(&undo, observed) == Reached::Yes {
-                // It failed and left nothing behind.
-                return Ok(());
-            }
-            if !is_failed && !unchanged_since(&step.action, observed) {
-                return Err(format!("{what} is no longer what is there: somebody else changed it meanwhile"));
-            }
+        if is_failed && reached(&undo, &observed) == Reached::Yes {
+            // It failed and left nothing behind.
+            return Ok(());
+        }
+        let ours = if is_failed {
+            may_be_ours(&step.action, &undo, &observed)
+        } else {
+            unchanged_since(&step.action, &observed)
+        };
+        if !ours {
+            let why = format!("{what} is no longer what is there: somebody else changed it meanwhile");
+            return Err(Stuck::Left(why));
         }
         self.advance(index, StepState::Undoing, None).await;
         let applied = self.backend.apply(&self.operation.reference, &self.operation.identity, &undo).await;
@@ -323,7 +352,7 @@ impl<'a> Executor<'a> {
         };
         let state = if outcome.is_ok() { StepState::Undone } else { StepState::UndoFailed };
         self.advance(index, state, outcome.as_ref().err().cloned()).await;
-        outcome
+        outcome.map_err(Stuck::Left)
     }
 
     /// Moves a step on and records it.
@@ -341,6 +370,14 @@ impl<'a> Executor<'a> {
             tracing::error!(operation = self.operation.id, %error, "a step could not be recorded");
         }
     }
+}
+
+/// Why a step was not taken back.
+enum Stuck {
+    /// What it changed is gone, with its instance or with that run of it.
+    Gone,
+    /// It is still there, and why.
+    Left(String),
 }
 
 /// What looking after a step came to.

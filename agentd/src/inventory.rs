@@ -5,11 +5,11 @@
 //! [`Moment`] at which it was begun, and an older one never replaces a newer one. An instance with a change in flight takes
 //! no observation but the change's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agentd_core::api::{Hold, HoldKind, Instance};
 use agentd_core::config::Config;
-use agentd_core::instance::{Kind, Observed, Ref};
+use agentd_core::instance::{Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
 use agentd_core::plan::{HostCapacity, caps, charge_of};
 
@@ -30,6 +30,8 @@ pub struct Known {
     seen: Moment,
     /// Whether a change of it is in flight.
     busy: bool,
+    /// Whether a change ended without an observation: its charge stays until the next one.
+    unseen: bool,
 }
 
 /// Everything that is known, and the ledger over it.
@@ -66,7 +68,7 @@ impl Book {
         });
         for (reference, known) in &self.known {
             let limits = config.rules_for(reference.as_str(), &known.observed.labels).matching;
-            self.ledger.observe(reference, charge_of(&known.observed, config), &limits);
+            self.ledger.observe(reference, charge_now(&self.ledger, &known.observed, config), &limits);
         }
     }
 
@@ -85,7 +87,7 @@ impl Book {
             return;
         }
         let replaced = old.is_some_and(|old| old.observed.id != observed.id);
-        let busy = old.is_some_and(|old| old.busy);
+        let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
         // Another instance under the same name starts without the holds of the one before.
         let holds = if replaced { Vec::new() } else { old.map(|old| old.holds.clone()).unwrap_or_default() };
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed) || old.holds != holds);
@@ -94,22 +96,26 @@ impl Book {
             _ => self.next_version(),
         };
         let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
-        self.ledger.observe(&reference, charge_of(&observed, config), &limits);
-        self.known.insert(reference, Known { observed, version, holds, seen: begun, busy });
+        let charge = charge_now(&self.ledger, &observed, config);
+        self.ledger.observe(&reference, charge, &limits);
+        if unseen {
+            self.ledger.release(&reference, charge);
+        }
+        self.known.insert(reference, Known { observed, version, holds, seen: begun, busy, unseen: false });
     }
 
     /// Takes a full listing of one kind that was begun at `begun`: what it doesn't have is gone.
     pub fn record_listing(&mut self, kind: Kind, listing: Vec<Observed>, begun: Moment, config: &Config) {
         self.unavailable.remove(&kind);
-        let mut gone: Vec<Ref> = self
+        let listed: BTreeSet<&Ref> = listing.iter().map(|observed| &observed.reference).collect();
+        let gone: Vec<Ref> = self
             .known
-            .iter()
-            .filter(|(reference, known)| reference.kind() == kind && known.seen <= begun && !known.busy)
-            .map(|(reference, _)| reference.clone())
+            .keys()
+            .filter(|reference| reference.kind() == kind && !listed.contains(reference))
+            .cloned()
             .collect();
-        gone.retain(|reference| !listing.iter().any(|observed| observed.reference == *reference));
         for reference in gone {
-            self.forget(&reference);
+            self.forget(&reference, begun);
         }
         for observed in listing {
             self.record(observed, begun, config, false);
@@ -121,9 +127,13 @@ impl Book {
         self.unavailable.insert(kind, why);
     }
 
-    /// Drops an instance that is gone.
-    pub fn forget(&mut self, reference: &Ref) {
-        if self.known.get(reference).is_some_and(|known| !known.busy) {
+    /// Drops an instance that was seen to be gone by a look begun at `begun`, unless something newer is known or a change is
+    /// in flight.
+    pub fn forget(&mut self, reference: &Ref, begun: Moment) {
+        let Some(known) = self.known.get(reference).filter(|known| known.seen <= begun && !known.busy) else { return };
+        if known.unseen {
+            self.drop_gone(reference);
+        } else {
             self.known.remove(reference);
             self.ledger.forget(reference);
         }
@@ -144,19 +154,26 @@ impl Book {
         }
     }
 
-    /// Ends a change with what was observed at its end. Without an observation, or with an outcome that nobody knows, the
-    /// charge stays until one is had.
+    /// Ends a change with what was observed at its end. Without an observation the charge stays until one is had; with an
+    /// outcome that nobody knows, this change's or an earlier one's, until that is known.
     pub fn end(&mut self, reference: &Ref, observed: Option<(Observed, Moment)>, config: &Config, known_outcome: bool) {
-        if let Some((observed, begun)) = observed {
-            let charge = charge_of(&observed, config);
+        let settled = known_outcome && !self.is_recovering(reference);
+        let seen = observed.map(|(observed, begun)| {
+            let charge = charge_now(&self.ledger, &observed, config);
             self.record(observed, begun, config, true);
-            if known_outcome {
-                self.ledger.release(reference, charge);
-            }
+            charge
+        });
+        if let (true, Some(charge)) = (settled, seen) {
+            self.ledger.release(reference, charge);
         }
         if let Some(known) = self.known.get_mut(reference) {
             known.busy = false;
+            known.unseen = settled && seen.is_none();
         }
+    }
+
+    fn is_recovering(&self, reference: &Ref) -> bool {
+        self.known.get(reference).is_some_and(|known| known.holds.iter().any(|hold| hold.hold == HoldKind::Recovering))
     }
 
     /// Puts a hold on an instance.
@@ -187,6 +204,17 @@ impl Book {
         self.known.get(reference)
     }
 
+    /// The latest observation of an instance that its caller has looked at: that one, or one that was begun later. What a
+    /// closer look told of its use of memory is kept.
+    pub fn latest(&self, seen: &Observed) -> Option<Observed> {
+        let mut latest = self.known.get(&seen.reference)?.observed.clone();
+        let same = (&latest.id, &latest.boot) == (&seen.id, &seen.boot);
+        if same && !matches!(latest.used, Usage::Known(_)) {
+            latest.used = seen.used;
+        }
+        Some(latest)
+    }
+
     /// Everything that is known, by kind and name.
     pub fn all(&self) -> impl Iterator<Item = &Known> {
         self.known.values()
@@ -212,6 +240,12 @@ impl Book {
         self.versions += 1;
         format!("{}-{:x}", self.epoch, self.versions)
     }
+}
+
+/// What an observation charges. One of an instance that can't be read now gives nothing back: it may well run on as it was.
+fn charge_now(ledger: &Ledger, observed: &Observed, config: &Config) -> Charge {
+    let told = charge_of(observed, config);
+    if observed.state == State::Unknown { told.max(ledger.charge(&observed.reference)) } else { told }
 }
 
 /// What a version stands for, apart from holds.

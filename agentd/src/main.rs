@@ -24,6 +24,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// How often the whole inventory is listed while nobody asks.
 const LISTING: Duration = Duration::from_secs(30);
 
+/// How long changes may take to end when the daemon stops; with the connections' own time, less than systemd waits.
+const CHANGES_END: Duration = Duration::from_secs(45);
+
 /// Changes CPU and memory of running VMs and containers, live, under one set of host caps.
 #[derive(Debug, Parser)]
 #[command(name = "agentd", version)]
@@ -102,7 +105,11 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
     tracing::info!(socket = %path.display(), "serving");
     notify(&[sd_notify::NotifyState::Ready]);
-    http::serve(listener, engine, stopped).await.context("the socket can't be served any more")?;
+    http::serve(listener, engine.clone(), stopped).await.context("the socket can't be served any more")?;
+    // Also those whose callers have gone: cut in the middle, nobody would take them back.
+    if tokio::time::timeout(CHANGES_END, engine.idle()).await.is_err() {
+        tracing::error!("changes were still under way after {} s and are left as they are", CHANGES_END.as_secs());
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -261,7 +261,8 @@ impl Operation {
                 }
             }
             Verb::Resize => match self.targets.standing(observed) {
-                Standing::Asked => Outcome::Changed,
+                Standing::Asked if self.targets.are_observed(observed) => Outcome::Changed,
+                Standing::Asked => Outcome::Pending,
                 Standing::Before => Outcome::RolledBack,
                 Standing::Between => {
                     let detail = format!(

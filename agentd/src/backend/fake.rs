@@ -64,6 +64,9 @@ pub struct FakeInstance {
     /// What is in use inside; unknown where absent.
     #[serde(default)]
     pub used: Option<ByteCount>,
+    /// What is in use inside, told only to who waits for it.
+    #[serde(default)]
+    pub used_when_asked: Option<ByteCount>,
     /// A guest without a balloon driver.
     #[serde(default)]
     pub silent: bool,
@@ -73,6 +76,9 @@ pub struct FakeInstance {
     /// Ignores a graceful stop.
     #[serde(default)]
     pub stubborn: bool,
+    /// Is gone when it is down.
+    #[serde(default)]
+    pub transient: bool,
 }
 
 /// A fake engine as a file describes it.
@@ -85,6 +91,8 @@ pub struct FakeSpec {
     pub faults: Vec<FaultAt>,
     /// How long each apply takes, in milliseconds.
     pub delay_ms: u64,
+    /// How long each listing takes, in milliseconds.
+    pub list_ms: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -96,6 +104,7 @@ struct Machine {
     observed: Held,
     saved: Held,
     applies: usize,
+    blurred: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,6 +128,8 @@ pub struct Fake {
     machines: Mutex<BTreeMap<String, Machine>>,
     faults: Vec<FaultAt>,
     delay: Duration,
+    list_delay: Duration,
+    slow_look: Mutex<Option<Duration>>,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
 }
@@ -133,12 +144,17 @@ impl Fake {
                 observed.memory = Limit::At(spec.max_memory);
             }
             let state = if spec.stopped { State::Stopped } else { State::Running };
-            (spec.name.clone(), Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0 })
+            (
+                spec.name.clone(),
+                Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0, blurred: false },
+            )
         };
         Fake {
             machines: Mutex::new(spec.instances.into_iter().map(machine).collect()),
             faults: spec.faults,
             delay: Duration::from_millis(spec.delay_ms),
+            list_delay: Duration::from_millis(spec.list_ms),
+            slow_look: Mutex::default(),
             deadline: Duration::from_millis(200),
         }
     }
@@ -158,6 +174,27 @@ impl Fake {
         }
     }
 
+    /// Stops and starts an instance behind the daemon's back.
+    pub fn restart(&self, name: &str) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.boot += 1;
+            machine.live = machine.saved;
+            machine.observed = machine.saved;
+        }
+    }
+
+    /// The next look takes this long to come back with what it saw when it began.
+    pub fn slow_next_look(&self, time: Duration) {
+        *self.slow_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+
+    /// From now on an instance is there and can't be read, or can again.
+    pub fn blur(&self, name: &str, blurred: bool) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.blurred = blurred;
+        }
+    }
+
     fn machines(&self) -> MutexGuard<'_, BTreeMap<String, Machine>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,6 +211,11 @@ impl Fake {
             return Err(BackendError::NotFound("another instance has that name now".into()));
         }
         match action {
+            Action::Set { scope: Scope::Live, .. } | Action::Restore { scope: Scope::Live, .. }
+                if identity.boot != Some(machine.boot.to_string()) =>
+            {
+                return Err(BackendError::NotFound("it was restarted meanwhile".into()));
+            }
             Action::Set { scope, values } | Action::Restore { scope, values, .. } => {
                 if *scope != Scope::Live {
                     machine.saved.set(values);
@@ -200,6 +242,9 @@ impl Fake {
             }
             Action::Start => return Err(BackendError::InvalidState("it runs already".into())),
             Action::Shutdown if machine.spec.stubborn => {}
+            Action::Shutdown | Action::Kill if machine.spec.transient => {
+                machines.remove(target.name());
+            }
             Action::Shutdown | Action::Kill => machine.state = State::Stopped,
         }
         Ok(())
@@ -214,7 +259,10 @@ fn find<'a>(machines: &'a mut BTreeMap<String, Machine>, name: &str) -> Result<&
     machines.get_mut(name).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
 }
 
-fn observe(machine: &Machine) -> Option<Observed> {
+fn observe(machine: &Machine, look: Look) -> Option<Observed> {
+    if machine.blurred {
+        return blurred(machine);
+    }
     let up = machine.state.is_up();
     let spec = &machine.spec;
     let unlimit = Ability::No(Code::InvalidRequest, "a VM has a number of them".into());
@@ -257,16 +305,33 @@ fn observe(machine: &Machine) -> Option<Observed> {
             live: Ability::Yes,
             unlimit,
         },
-        used: match spec.used {
+        used: match (spec.used, look) {
             _ if spec.silent => Usage::Silent,
-            Some(used) => Usage::Known(used),
-            None => Usage::Unknown,
+            (Some(used), _) => Usage::Known(used),
+            (None, Look::Usage(_)) => spec.used_when_asked.map_or(Usage::Unknown, Usage::Known),
+            (None, Look::Plain) => Usage::Unknown,
         },
         demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
         labels: BTreeMap::new(),
         notes: Vec::new(),
         unchangeable: None,
         native: serde_json::Value::Null,
+    })
+}
+
+/// What a real engine shows of an instance that it lists and can't describe.
+fn blurred(machine: &Machine) -> Option<Observed> {
+    let sharp = observe(&Machine { blurred: false, ..machine.clone() }, Look::Plain)?;
+    let why = "it can't be read";
+    Some(Observed {
+        boot: None,
+        state: State::Unknown,
+        cpus: Reading::absent(sharp.cpus.grain, why),
+        cpu_limit: Reading::absent(sharp.cpu_limit.grain, why),
+        memory: Reading::absent(sharp.memory.grain, why),
+        used: Usage::Unknown,
+        demand: Demand { cpus: None, memory: None },
+        ..sharp
     })
 }
 
@@ -285,13 +350,22 @@ impl Backend for Fake {
     }
 
     async fn list(&self) -> Result<Vec<Observed>, BackendError> {
-        Ok(self.machines().values().filter_map(observe).collect())
+        if self.list_delay > Duration::ZERO {
+            tokio::time::sleep(self.list_delay).await;
+        }
+        Ok(self.machines().values().filter_map(|machine| observe(machine, Look::Plain)).collect())
     }
 
-    async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {
-        let mut machines = self.machines();
-        let machine = find(&mut machines, name)?;
-        observe(machine).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
+    async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {
+        let seen = {
+            let mut machines = self.machines();
+            observe(find(&mut machines, name)?, look)
+        };
+        let slow = self.slow_look.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(time) = slow {
+            tokio::time::sleep(time).await;
+        }
+        seen.ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {

@@ -102,7 +102,7 @@ pub trait Backend: Send + Sync {
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError>;
 
     /// Whether a call that changes this instance is still under way, one that ran into its deadline included.
-    fn is_under_way(&self, _target: &Ref) -> bool {
+    fn is_under_way(&self, _identity: &Identity) -> bool {
         false
     }
 }

@@ -12,9 +12,10 @@ use agentd_core::operation::{Operation, Outcome};
 use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop};
 use tokio::time::Instant;
 
-use super::{Engine, Failure, Peer, Queued};
-use crate::backend::Look;
+use super::{Engine, Failure, Peer, Queued, not_found};
+use crate::backend::{BackendError, Look};
 use crate::executor::Executor;
+use crate::inventory::Book;
 
 /// How old the inventory may be when a growth is admitted against it.
 const ADMISSION_AGE: Duration = Duration::from_secs(2);
@@ -38,7 +39,7 @@ pub enum Wish {
 }
 
 impl Wish {
-    fn verb(&self) -> Verb {
+    pub(super) fn verb(&self) -> Verb {
         match self {
             Wish::Resize(..) => Verb::Resize,
             Wish::Stop { .. } => Verb::Stop,
@@ -68,20 +69,33 @@ impl Engine {
         let began = Instant::now();
         self.refuse_when_read_only(&ask)?;
         let seen = self.find(&peer, &ask.target).await?;
-        self.authorize(&peer, ask.right, &seen)?;
         let reference = seen.reference.clone();
+        if let Err(problem) = self.authorize(&peer, ask.right, &seen) {
+            self.record_refusal(&id, &peer, &ask, &seen, &problem).await;
+            return Err(problem.into());
+        }
 
         if ask.dry_run {
-            let (plan, observed) = self.plan(&ask, seen).await?;
+            let observed = self.prepare_to_plan(&ask, seen).await?;
+            let (plan, observed) = self.plan_on(&self.book(), &peer, &ask, &observed)?;
             return Ok(self.planned(plan, &observed));
         }
-        let queued = Queued::enter(self.slot(&reference), &reference)?;
+        let queued = match Queued::enter(self.slot(&reference), &reference) {
+            Ok(queued) => queued,
+            Err(problem) => {
+                self.record_refusal(&id, &peer, &ask, &seen, &problem).await;
+                return Err(problem.into());
+            }
+        };
         let waited = queued.0.turn.try_lock().is_err();
         let _turn = queued.0.turn.lock().await;
-        // Somebody else's change ended while this one waited: what was seen before is stale.
-        let seen = if waited { self.find(&peer, &Target::Full(reference.clone())).await? } else { seen };
+        // A change that ended since makes what was seen before stale, also where this one had not to wait for it.
+        let stale = waited || self.book().get(&reference).is_none_or(|known| known.observed != seen);
+        let seen = if stale { self.find(&peer, &Target::Full(reference.clone())).await? } else { seen };
+        self.authorize(&peer, ask.right, &seen)?;
+        self.refuse_when_read_only(&ask)?;
 
-        let (plan, observed) = match self.plan_and_reserve(&ask, seen).await {
+        let (plan, observed) = match self.plan_and_reserve(&peer, &ask, seen).await {
             Ok(planned) => planned,
             Err((problem, observed)) => {
                 self.record_refusal(&id, &peer, &ask, &observed, &problem).await;
@@ -113,12 +127,17 @@ impl Engine {
         let ended = Executor::new(&*backend, self.journal(), &mut operation, wait).run().await;
 
         let begun = begun_now(self);
-        let observed = backend.observe(reference.name(), Look::Plain).await.ok();
-        let settings = self.settings();
+        let look = backend.observe(reference.name(), Look::Plain).await;
+        let gone = matches!(look, Err(BackendError::NotFound(_)));
+        let observed = look.ok();
         let known_outcome = operation.outcome != Outcome::Unknown;
         {
             let mut book = self.book();
-            book.end(&reference, observed.clone().map(|o| (o, begun)), &settings.config, known_outcome);
+            let seen = observed.clone().map(|observed| (observed, begun));
+            book.end(&reference, seen, &self.settings().config, known_outcome);
+            if gone && known_outcome {
+                book.drop_gone(&reference);
+            }
             if let Some((hold, reason)) = &ended.hold {
                 book.hold(&reference, *hold, reason.clone());
             }
@@ -148,77 +167,66 @@ impl Engine {
         Ok(())
     }
 
-    /// Plans; looks closer or lists again where the plan turns out to need it.
-    async fn plan(&self, ask: &Ask, seen: Observed) -> Result<(Plan, Observed), Problem> {
-        let observed = self.prepare_to_plan(ask, seen).await?;
-        let plan = self.plan_now(ask, &observed)?;
+    /// Plans and reserves the charge, both under one hold of the book.
+    async fn plan_and_reserve(
+        &self,
+        peer: &Peer,
+        ask: &Ask,
+        seen: Observed,
+    ) -> Result<(Plan, Observed), (Problem, Observed)> {
+        let before = seen.clone();
+        let observed = self.prepare_to_plan(ask, seen).await.map_err(|problem| (problem, before))?;
+        let mut book = self.book();
+        let (plan, observed) =
+            self.plan_on(&book, peer, ask, &observed).map_err(|problem| (problem, observed.clone()))?;
+        if !plan.steps.is_empty() {
+            book.begin(&plan.reference, plan.charge);
+        }
         Ok((plan, observed))
     }
 
-    /// Plans and reserves the charge, both under one hold of the book.
-    async fn plan_and_reserve(&self, ask: &Ask, seen: Observed) -> Result<(Plan, Observed), (Problem, Observed)> {
-        let before = seen.clone();
-        let observed = self.prepare_to_plan(ask, seen).await.map_err(|problem| (problem, before))?;
-        let settings = self.settings();
-        let mut book = self.book();
-        match plan_with(&book, &settings, ask, &observed) {
-            Ok(plan) => {
-                if !plan.steps.is_empty() {
-                    book.begin(&plan.reference, plan.charge);
-                }
-                Ok((plan, observed))
-            }
-            Err(problem) => Err((problem, observed)),
-        }
+    /// Plans on the latest that the book has. Whether the caller may, and the version that it named, are asked of that: it
+    /// may have been replaced or changed behind our back while a listing was waited for.
+    pub(super) fn plan_on(
+        &self,
+        book: &Book,
+        peer: &Peer,
+        ask: &Ask,
+        seen: &Observed,
+    ) -> Result<(Plan, Observed), Problem> {
+        let observed = book.latest(seen).ok_or_else(|| not_found(seen.reference.as_str()))?;
+        self.authorize(peer, ask.right, &observed)?;
+        check_version(book, ask, &observed)?;
+        let plan = plan_with(book, &self.settings(), ask, &observed)?;
+        Ok((plan, observed))
     }
 
-    /// Sees to it that what the plan will need is fresh: the version that was named, the inventory where the change grows,
-    /// what the guest uses where it shrinks.
-    async fn prepare_to_plan(&self, ask: &Ask, seen: Observed) -> Result<Observed, Problem> {
-        self.check_version(ask, &seen)?;
-        match self.plan_now(ask, &seen) {
+    /// Sees to it that what the plan will need is fresh: the inventory where the change grows, what the guest uses where it
+    /// shrinks.
+    async fn prepare_to_plan(&self, ask: &Ask, mut seen: Observed) -> Result<Observed, Problem> {
+        check_version(&self.book(), ask, &seen)?;
+        let mut planned = self.plan_now(ask, &seen);
+        let about_use = matches!(&planned, Err(p) if matches!(p.code, Code::BelowMinimum | Code::GuestSilent));
+        if about_use && !matches!(seen.used, Usage::Known(_)) && seen.state == State::Running {
+            seen = self.observe(seen.reference.kind(), seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
+            planned = self.plan_now(ask, &seen);
+        }
+        match planned {
             Ok(plan) => {
-                let now = self.book().ledger().charge(&seen.reference);
-                if grows(now, plan.charge) {
+                if grows(self.book().ledger().charge(&seen.reference), plan.charge) {
                     self.refresh(ADMISSION_AGE).await;
                 }
-                Ok(seen)
             }
-            Err(problem) => {
-                let about_use = matches!(problem.code, Code::BelowMinimum | Code::GuestSilent);
-                let unknown = !matches!(seen.used, Usage::Known(_)) && seen.state == State::Running;
-                if about_use && unknown {
-                    let kind = seen.reference.kind();
-                    let closer = self.observe(kind, seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
-                    return Ok(closer);
-                }
-                if matches!(problem.code, Code::CapacityExceeded) {
-                    // What was promised may have been given back since the last listing.
-                    self.refresh(Duration::ZERO).await;
-                    return Ok(seen);
-                }
-                Err(problem)
-            }
+            // What was promised may have been given back since the last listing.
+            Err(problem) if problem.code == Code::CapacityExceeded => self.refresh(Duration::ZERO).await,
+            Err(problem) => return Err(problem),
         }
+        Ok(seen)
     }
 
     fn plan_now(&self, ask: &Ask, observed: &Observed) -> Result<Plan, Problem> {
-        let settings = self.settings();
-        plan_with(&self.book(), &settings, ask, observed)
-    }
-
-    fn check_version(&self, ask: &Ask, seen: &Observed) -> Result<(), Problem> {
-        let Some(wanted) = &ask.if_version else { return Ok(()) };
-        let now = self.book().get(&seen.reference).map(|known| known.version.clone());
-        if now.as_ref() == Some(wanted) {
-            return Ok(());
-        }
-        let now = now.unwrap_or_default();
-        Err(Problem::new(
-            Code::VersionMismatch,
-            format!("{} is at version {now:?}, not at {wanted:?}: it changed meanwhile", seen.reference),
-        )
-        .hint("look at it again, then decide again"))
+        let book = self.book();
+        plan_with(&book, &self.settings(), ask, observed)
     }
 
     fn planned(&self, plan: Plan, observed: &Observed) -> OperationView {
@@ -278,12 +286,20 @@ impl Engine {
     }
 }
 
-fn plan_with(
-    book: &crate::inventory::Book,
-    settings: &super::Settings,
-    ask: &Ask,
-    observed: &Observed,
-) -> Result<Plan, Problem> {
+fn check_version(book: &Book, ask: &Ask, seen: &Observed) -> Result<(), Problem> {
+    let Some(wanted) = &ask.if_version else { return Ok(()) };
+    let now = book.get(&seen.reference).map(|known| known.version.clone()).unwrap_or_default();
+    if now == *wanted {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::VersionMismatch,
+        format!("{} is at version {now:?}, not at {wanted:?}: it changed meanwhile", seen.reference),
+    )
+    .hint("look at it again, then decide again"))
+}
+
+fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Observed) -> Result<Plan, Problem> {
     let rules = settings.config.rules_for(observed.reference.as_str(), &observed.labels);
     let holds = book.get(&observed.reference).map(|known| known.holds.clone()).unwrap_or_default();
     let inputs = Inputs {

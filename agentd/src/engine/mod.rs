@@ -23,6 +23,7 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref, Target};
 use agentd_core::operation::Who;
 use agentd_core::plan::HostCapacity;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use change::{Ask, Wish};
@@ -31,6 +32,9 @@ pub use read::Filter;
 use crate::backend::{Backend, BackendError, Look};
 use crate::inventory::Book;
 use crate::journal::Journal;
+
+/// How long a request waits for the listing of one kind; then what was known of it before has to do, and is told.
+const LISTING_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is in force: the config file and what was made of it. Replaced whole by a reload.
 #[derive(Debug)]
@@ -89,6 +93,8 @@ struct Inner {
     journal: Arc<dyn Journal>,
     slots: Mutex<HashMap<Ref, Arc<Slot>>>,
     keys: keys::Keys,
+    /// The changes that were taken on and have not ended, as they are told until they are on record.
+    under_way: watch::Sender<HashMap<String, OperationView>>,
 }
 
 /// The engine; clones share one.
@@ -111,6 +117,7 @@ impl Engine {
                 journal,
                 slots: Mutex::default(),
                 keys: keys::Keys::default(),
+                under_way: watch::Sender::default(),
             }),
         }
     }
@@ -123,7 +130,10 @@ impl Engine {
     /// Takes new settings whole.
     pub fn set_settings(&self, settings: Settings) {
         let settings = Arc::new(settings);
-        self.book().set_config(&settings.config, settings.host);
+        // Both under the book's lock, and everybody who writes to the book asks for the settings under it too: what is
+        // recorded by the old `[[limit]]`s never lands in the ledger of the new ones.
+        let mut book = self.book();
+        book.set_config(&settings.config, settings.host);
         *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
@@ -189,14 +199,15 @@ impl Engine {
         let begun = self.book().moment();
         match backend.observe(name, look).await {
             Ok(observed) => {
-                self.book().record(observed.clone(), begun, &self.settings().config, false);
+                let mut book = self.book();
+                book.record(observed.clone(), begun, &self.settings().config, false);
                 Ok(observed)
             }
             Err(error) => {
                 if matches!(error, BackendError::NotFound(_))
                     && let Ok(reference) = Ref::new(kind, name)
                 {
-                    self.book().forget(&reference);
+                    self.book().forget(&reference, begun);
                     return Err(not_found(reference.as_str()));
                 }
                 Err(explain(kind, error))
@@ -248,7 +259,18 @@ impl Engine {
         futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
     }
 
+    /// Waits for a listing for a bounded time: an engine that hangs must not hold up the changes of other kinds. What comes
+    /// later is taken all the same.
     async fn refresh_kind(&self, kind: Kind, max_age: Duration) {
+        let engine = self.clone();
+        let listing = tokio::spawn(async move { engine.list_kind(kind, max_age).await });
+        if tokio::time::timeout(LISTING_PATIENCE, listing).await.is_err() {
+            let why = format!("it was not listed within {} s", LISTING_PATIENCE.as_secs());
+            self.book().record_unavailable(kind, why);
+        }
+    }
+
+    async fn list_kind(&self, kind: Kind, max_age: Duration) {
         let Ok(source) = self.source(kind) else { return };
         let asked = Instant::now();
         let mut listed = source.listed.lock().await;
@@ -257,16 +279,13 @@ impl Engine {
         }
         let (started, begun) = (Instant::now(), self.book().moment());
         let listing = source.backend.list().await;
-        let settings = self.settings();
+        *listed = Some(started);
+        let mut book = self.book();
         match listing {
-            Ok(listing) => {
-                *listed = Some(started);
-                self.book().record_listing(kind, listing, begun, &settings.config);
-            }
+            Ok(listing) => book.record_listing(kind, listing, begun, &self.settings().config),
             Err(error) => {
-                *listed = Some(started);
                 tracing::warn!(%kind, %error, "a backend can't be listed");
-                self.book().record_unavailable(kind, error.to_string());
+                book.record_unavailable(kind, error.to_string());
             }
         }
     }

@@ -12,6 +12,7 @@ use agentd_core::api::{
 use agentd_core::config::VmMemory;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref, State, Target};
+use agentd_core::operation::{Operation, Outcome};
 use agentd_core::pattern::Pattern;
 use agentd_core::units::Limit;
 
@@ -92,8 +93,9 @@ impl Engine {
         self.show(peer, &Target::Full(reference.clone())).await
     }
 
-    /// The host: what it has, what is promised, what is free.
-    pub async fn capacity(&self) -> Capacity {
+    /// The host: what it has, what is promised, what is free. Sums are over everything; names are those that the caller may
+    /// see.
+    pub async fn capacity(&self, peer: &Peer) -> Capacity {
         self.refresh(Duration::ZERO).await;
         let settings = self.settings();
         let config = &settings.config;
@@ -113,7 +115,7 @@ impl Engine {
                 entry.up += 1;
                 let none = observed.cpus.accepted == Some(Limit::Unlimited)
                     || observed.memory.accepted == Some(Limit::Unlimited);
-                if none {
+                if none && settings.access.can_see(&peer.caller, observed.reference.as_str(), &observed.labels) {
                     unlimited.push(observed.reference.to_string());
                 }
             }
@@ -175,8 +177,11 @@ impl Engine {
     /// An operation of the caller's own, or anybody's with the right `admin`.
     pub fn operation(&self, peer: &Peer, id: &str) -> Result<OperationView, Problem> {
         let missing = || Problem::new(Code::NotFound, "there is no such operation");
-        let operation = self.journal().get(id).ok_or_else(missing)?;
-        if !self.may_see_operation(peer, &operation.reference, operation.who.uid) {
+        let Some(operation) = self.journal().get(id) else {
+            let own = |view: &OperationView| view.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
+            return self.not_yet_recorded(id).filter(own).ok_or_else(missing);
+        };
+        if !self.may_see_operation(peer, &operation) {
             return Err(missing());
         }
         Ok(self.view(&operation, None))
@@ -184,29 +189,35 @@ impl Engine {
 
     /// An operation that was just submitted, as the record has it.
     pub fn running(&self, id: &str) -> Option<OperationView> {
-        self.journal().get(id).map(|operation| self.view(&operation, None))
+        let recorded = self.journal().get(id).map(|operation| self.view(&operation, None));
+        recorded.or_else(|| self.not_yet_recorded(id))
     }
 
     /// The newest operations that a caller may see, those of one instance where it is named.
     pub fn operations(&self, peer: &Peer, reference: Option<&Ref>, limit: usize) -> Vec<OperationView> {
-        let newest = self.journal().newest(reference, limit.clamp(1, LONGEST_PAGE));
+        let newest = self.journal().newest(reference, usize::MAX);
         newest
             .iter()
-            .filter(|operation| self.may_see_operation(peer, &operation.reference, operation.who.uid))
+            .filter(|operation| self.may_see_operation(peer, operation))
+            .take(limit.clamp(1, LONGEST_PAGE))
             .map(|operation| OperationView::new(operation, None, None))
             .collect()
     }
 
-    fn may_see_operation(&self, peer: &Peer, reference: &Ref, owner: u32) -> bool {
-        let labels = self.book().get(reference).map(|known| known.observed.labels.clone()).unwrap_or_default();
+    fn may_see_operation(&self, peer: &Peer, operation: &Operation) -> bool {
+        let (reference, own) = (&operation.reference, operation.who.uid == peer.who.uid);
+        let labels = self.book().get(reference).map(|known| known.observed.labels.clone());
+        // Of an instance that is gone nobody knows the labels any more; who was let change it may hear how that went.
+        let gone = labels.is_none() && operation.outcome != Outcome::Refused;
+        let labels = labels.unwrap_or_default();
         let access = &self.settings().access;
         let target = Some((reference.as_str(), &labels));
         let admin = matches!(access.decide(&peer.caller, Right::Admin, target), Decision::Allowed { .. });
-        admin || (owner == peer.who.uid && access.can_see(&peer.caller, reference.as_str(), &labels))
+        admin || (own && (gone || access.can_see(&peer.caller, reference.as_str(), &labels)))
     }
 
-    /// Whether agentd and its backends are well.
-    pub async fn health(&self) -> Health {
+    /// Whether agentd and its backends are well, and which of the instances that the caller may see are held.
+    pub async fn health(&self, peer: &Peer) -> Health {
         let looks = self.inner.sources.values().map(|source| async move {
             let (ok, detail) = match source.backend.health().await {
                 Ok(version) => (true, version),
@@ -217,7 +228,9 @@ impl Engine {
         let backends = futures_util::future::join_all(looks).await;
         let settings = self.settings();
         let mut notes = settings.notes.clone();
-        for known in self.book().all() {
+        let seen =
+            |observed: &Observed| settings.access.can_see(&peer.caller, observed.reference.as_str(), &observed.labels);
+        for known in self.book().all().filter(|known| seen(&known.observed)) {
             for hold in &known.holds {
                 notes.push(format!("{} is held ({})", known.observed.reference, hold.hold.as_str()));
             }

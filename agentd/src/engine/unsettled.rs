@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use agentd_core::api::HoldKind;
+use agentd_core::instance::State;
 use agentd_core::operation::{Operation, Outcome};
 use tokio::time::sleep;
 
@@ -25,21 +26,22 @@ impl Engine {
         let Ok(backend) = self.backend(reference.kind()) else { return };
         loop {
             sleep(PAUSE).await;
-            if backend.is_under_way(&reference) {
+            if backend.is_under_way(&operation.identity) {
                 continue;
             }
             let slot = self.slot(&reference);
             let _turn = slot.turn.lock().await;
             let begun = self.book().moment();
             let observed = match backend.observe(reference.name(), Look::Plain).await {
+                Ok(observed) if observed.state == State::Unknown => continue,
                 Ok(observed) => Some(observed),
                 Err(BackendError::NotFound(_)) => None,
                 Err(_) => continue,
             };
             operation.settle_unknown(observed.as_ref());
             {
-                let settings = self.settings();
                 let mut book = self.book();
+                let settings = self.settings();
                 book.lift(&reference, HoldKind::Recovering);
                 match observed {
                     Some(observed) => book.end(&reference, Some((observed, begun)), &settings.config, true),

@@ -311,7 +311,7 @@ async fn capacity(
     Extension(Need(right)): Extension<Need>,
 ) -> Result<Response, Refusal> {
     anywhere(&engine, &peer, right)?;
-    Ok(json(StatusCode::OK, &engine.capacity().await))
+    Ok(json(StatusCode::OK, &engine.capacity(&peer).await))
 }
 
 /// The sizes of the config file.
@@ -365,8 +365,8 @@ async fn operation(
 #[utoipa::path(get, path = "/v1/health", responses(
     (status = 200, body = Health),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
-async fn health(AxumState(engine): AxumState<Engine>) -> Response {
-    json(StatusCode::OK, &engine.health().await)
+async fn health(AxumState(engine): AxumState<Engine>, Extension(peer): Extension<Peer>) -> Response {
+    json(StatusCode::OK, &engine.health(&peer).await)
 }
 
 /// What all changes share: the headers that steer them, and how long the reply may take.
@@ -394,9 +394,13 @@ async fn change(
     let id = submitted.id.clone();
     let reply = match bound {
         None => submitted.reply().await,
-        Some(bound) => match tokio::time::timeout(bound, submitted.reply()).await {
+        Some(bound) => match tokio::time::timeout(bound, submitted.clone().reply()).await {
             Ok(reply) => reply,
-            Err(_) => return Ok(running(&engine, &id)),
+            Err(_) => match engine.running(&id) {
+                Some(view) => return Ok(accepted(&id, &view)),
+                // It ended this very moment and left no record.
+                None => submitted.reply().await,
+            },
         },
     };
     let view = reply?;
@@ -410,15 +414,8 @@ async fn change(
 }
 
 /// The reply to a caller that doesn't want to wait longer: where to look.
-fn running(engine: &Engine, id: &str) -> Response {
-    let mut response = match engine.running(id) {
-        Some(view) => json(StatusCode::ACCEPTED, &view),
-        None => Refusal::from(
-            Problem::new(Code::Busy, "the change still waits for its turn")
-                .hint("send it again with the same Idempotency-Key to hear how it ends"),
-        )
-        .into_response(),
-    };
+fn accepted(id: &str, view: &OperationView) -> Response {
+    let mut response = json(StatusCode::ACCEPTED, view);
     if let Ok(location) = format!("/v1/operations/{id}").parse() {
         response.headers_mut().insert(header::LOCATION, location);
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use power::{start, stop};
 pub use resize::resize;
-pub use settle::{Reached, reached, unchanged_since};
+pub use settle::{Reached, may_be_ours, reached, unchanged_since};
 pub use words::describe;
 
 use crate::api::Hold;
@@ -204,6 +204,16 @@ pub enum Standing {
 }
 
 impl Targets {
+    /// Whether all that was to be changed live is not only accepted but there.
+    pub fn are_observed(&self, observed: &Observed) -> bool {
+        let values = Values {
+            cpus: self.cpus.filter(|aim| aim.live).map(|aim| aim.requested),
+            cpu_limit: self.cpu_limit.filter(|aim| aim.live).map(|aim| aim.requested),
+            memory: self.memory.filter(|aim| aim.live).map(|aim| aim.requested),
+        };
+        values.are_observed(Scope::Live, observed)
+    }
+
     /// Compares the aims with what is accepted and saved now.
     pub fn standing(&self, observed: &Observed) -> Standing {
         fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>, asked: &mut bool, before: &mut bool) {

@@ -36,7 +36,7 @@ pub fn start(inputs: &Inputs<'_>) -> Result<Plan, Problem> {
     let wanted = admission::start_charge(observed, inputs.config);
     inputs.ledger.check(reference, wanted).map_err(|refused| admission::refusal(inputs, &refused, wanted))?;
     plan.charge = wanted;
-    plan.steps.push(step(inputs, Action::Start, Some(Action::Kill), Settle::Within(START_TIME)));
+    plan.steps.push(step(inputs, Action::Start, Settle::Within(START_TIME)));
     Ok(plan)
 }
 
@@ -62,10 +62,10 @@ pub fn stop(inputs: &Inputs<'_>, timeout: Option<Duration>, force: bool) -> Resu
     // A paused guest can't be asked; with force there is only the hard way.
     if observed.state != State::Paused {
         let timeout = timeout.unwrap_or(inputs.rules.stop_timeout);
-        plan.steps.push(step(inputs, Action::Shutdown, None, Settle::Within(timeout)));
+        plan.steps.push(step(inputs, Action::Shutdown, Settle::Within(timeout)));
     }
     if force {
-        plan.steps.push(step(inputs, Action::Kill, None, Settle::Within(KILL_TIME)));
+        plan.steps.push(step(inputs, Action::Kill, Settle::Within(KILL_TIME)));
     }
     let wanted = admission::start_charge(observed, inputs.config);
     let (caps, committed) = (inputs.ledger.caps().host, inputs.ledger.committed());
@@ -79,15 +79,15 @@ pub fn stop(inputs: &Inputs<'_>, timeout: Option<Duration>, force: bool) -> Resu
     Ok(plan)
 }
 
-fn step(inputs: &Inputs<'_>, action: Action, undo: Option<Action>, settle: Settle) -> Step {
-    let kind = inputs.observed.reference.kind();
-    // A start that was seen to run is not taken back: nothing follows it in a plan of its own.
+/// A step that is not taken back: a start that failed and runs all the same may be somebody else's start, and nobody allowed
+/// to switch that off.
+fn step(inputs: &Inputs<'_>, action: Action, settle: Settle) -> Step {
     Step {
-        what: describe(kind, &action),
-        undo_what: undo.as_ref().map(|undo| describe(kind, undo)),
-        class: UndoClass::None,
+        what: describe(inputs.observed.reference.kind(), &action),
+        undo_what: None,
         action,
-        undo,
+        undo: None,
+        class: UndoClass::None,
         settle,
     }
 }

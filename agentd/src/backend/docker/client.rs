@@ -6,6 +6,7 @@
 //! that for its own newest one: no negotiation is needed, and engines that refuse old versions are served too.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bollard::API_DEFAULT_VERSION;
@@ -24,6 +25,9 @@ const CHANGE: Duration = Duration::from_secs(20);
 /// bollard's own limit, which ends with the headers: beyond ours, so that ours decides.
 const BOLLARD_SECONDS: u64 = 60;
 
+/// The same for a change: how long one that hangs is remembered.
+const HUNG_SECONDS: u64 = 24 * 3600;
+
 /// What a call does, for the words and the meaning of a failure.
 #[derive(Clone, Copy)]
 enum Call {
@@ -35,11 +39,45 @@ enum Call {
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     socket: PathBuf,
+    /// The containers, by full id, with a change that was sent and not answered.
+    changing: Arc<Mutex<Vec<String>>>,
+}
+
+/// A change of one container until the engine has answered or the connection is gone.
+struct Changing {
+    id: String,
+    all: Arc<Mutex<Vec<String>>>,
+}
+
+impl Changing {
+    fn enter(all: &Arc<Mutex<Vec<String>>>, id: &str) -> Self {
+        lock(all).push(id.to_owned());
+        Changing { id: id.to_owned(), all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        let mut all = lock(&self.all);
+        if let Some(at) = all.iter().position(|id| *id == self.id) {
+            all.swap_remove(at);
+        }
+    }
+}
+
+fn lock(changing: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    // Each change of it is one statement, so a panic elsewhere leaves it whole.
+    changing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Client {
     pub(super) fn new(socket: PathBuf) -> Self {
-        Client { socket }
+        Client { socket, changing: Arc::default() }
+    }
+
+    /// Whether a change of this container is still with the engine, one that we wait for no more included.
+    pub(super) fn is_changing(&self, id: &str) -> bool {
+        lock(&self.changing).iter().any(|changing| changing == id)
     }
 
     pub(super) fn socket(&self) -> &Path {
@@ -72,30 +110,62 @@ impl Client {
 
     /// One update of a container by its full id.
     pub(super) async fn update(&self, id: &str, body: ContainerUpdateBody) -> Result<(), BackendError> {
-        let docker = self.connect()?;
-        self.run(Call::Change, &format!("update {}", short(id)), docker.update_container(id, body)).await
+        let docker = self.connect_for(HUNG_SECONDS)?;
+        let call = {
+            let id = id.to_owned();
+            async move { docker.update_container(&id, body).await }
+        };
+        self.change(id, &format!("update {}", short(id)), call).await
     }
 
     /// Starts it. One that runs already is fine.
     pub(super) async fn start(&self, id: &str) -> Result<(), BackendError> {
-        let docker = self.connect()?;
-        let call = docker.start_container(id, None::<StartContainerOptions>);
-        self.run(Call::Change, &format!("start {}", short(id)), call).await
+        let docker = self.connect_for(HUNG_SECONDS)?;
+        let call = {
+            let id = id.to_owned();
+            async move { docker.start_container(&id, None::<StartContainerOptions>).await }
+        };
+        self.change(id, &format!("start {}", short(id)), call).await
     }
 
     /// Sends a signal to its main process.
     pub(super) async fn signal(&self, id: &str, signal: &str) -> Result<(), BackendError> {
-        let docker = self.connect()?;
+        let docker = self.connect_for(HUNG_SECONDS)?;
         let options = KillContainerOptionsBuilder::new().signal(signal).build();
         let what = format!("kill --signal {signal} {}", short(id));
-        self.run(Call::Change, &what, docker.kill_container(id, Some(options))).await
+        let call = {
+            let id = id.to_owned();
+            async move { docker.kill_container(&id, Some(options)).await }
+        };
+        self.change(id, &what, call).await
+    }
+
+    /// A change goes on after our deadline: hung up on, the engine might do it all the same, and nobody would know when.
+    async fn change(
+        &self,
+        id: &str,
+        what: &str,
+        call: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) -> Result<(), BackendError> {
+        let changing = Changing::enter(&self.changing, id);
+        let call = tokio::spawn(async move {
+            let answer = call.await;
+            drop(changing);
+            answer
+        });
+        let lost = || Error::IOError { err: std::io::Error::other("the call was lost") };
+        self.run(Call::Change, what, async { call.await.unwrap_or_else(|_| Err(lost())) }).await
     }
 
     fn connect(&self) -> Result<bollard::Docker, BackendError> {
+        self.connect_for(BOLLARD_SECONDS)
+    }
+
+    fn connect_for(&self, seconds: u64) -> Result<bollard::Docker, BackendError> {
         let Some(path) = self.socket.to_str() else {
             return Err(BackendError::Unavailable(format!("{:?} is not a socket path in UTF-8", self.socket)));
         };
-        bollard::Docker::connect_with_unix(path, BOLLARD_SECONDS, API_DEFAULT_VERSION).map_err(|error| match error {
+        bollard::Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION).map_err(|error| match error {
             Error::SocketNotFoundError(_) => self.unreachable("there is no such socket"),
             error => self.unreachable(&error.to_string()),
         })
@@ -262,6 +332,19 @@ mod tests {
         assert!(matches!(client.version().await, Err(BackendError::Timeout(_))));
         assert!(matches!(client.start("abc").await, Err(BackendError::Timeout(_))));
         assert!(began.elapsed() < READ);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_hangs_is_under_way_until_the_engine_lets_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
+        let client = Client::new(folder.path().join("docker.sock"));
+        assert!(matches!(client.start("abc").await, Err(BackendError::Timeout(_))));
+        assert!(client.is_changing("abc") && !client.is_changing("abd"));
+        drop(listener);
+        while client.is_changing("abc") {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

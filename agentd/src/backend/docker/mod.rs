@@ -205,6 +205,10 @@ impl Backend for Docker {
         self.describe(&inspected).await
     }
 
+    fn is_under_way(&self, identity: &Identity) -> bool {
+        self.client.is_changing(&identity.id)
+    }
+
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
         let found = self.find_same(target, identity).await?;
         let now = view::native(&found);
