@@ -179,6 +179,10 @@ fn reload(engine: &Engine, path: &Path) {
     let rejected = match settings::read(path) {
         Err(error) => error.to_string(),
         Ok(config) if !same_server(&config, &now.config) => "it changes [server], which takes a restart".to_owned(),
+        // The engines are connected to when the daemon starts: half of such a file would be in force.
+        Ok(config) if (&config.libvirt, &config.docker) != (&now.config.libvirt, &now.config.docker) => {
+            "it changes [libvirt] or [docker], which takes a restart".to_owned()
+        }
         Ok(config) => match settings::resolve(config) {
             Ok(settings) => {
                 tracing::info!(config = %path.display(), "config reloaded");

@@ -94,14 +94,14 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
             },
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let peer = match peer::identify(&stream) {
-            Ok(peer) => peer,
+        let credentials = match stream.peer_cred() {
+            Ok(credentials) => credentials,
             Err(error) => {
                 tracing::warn!(%error, "a connection without peer credentials was closed");
                 continue;
             }
         };
-        let Some(place) = crowd.enter(peer.who.uid) else {
+        let Some(place) = crowd.enter(credentials.uid()) else {
             if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
                 tokio::spawn(async move {
                     problem::turn_away(stream).await;
@@ -110,19 +110,20 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
             }
             continue;
         };
-        let router = router.clone();
-        let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(peer.clone());
-            router.clone().oneshot(request.map(axum::body::Body::new))
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(ARRIVAL)
-            .max_buf_size(HEADER_BYTES + 4096)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        let connection = graceful.watch(connection);
+        let (router, watcher) = (router.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            // The user database may be far away and slow: nobody else waits for it.
+            let Ok(peer) = tokio::task::spawn_blocking(move || peer::identify(credentials)).await else { return };
+            let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+                request.extensions_mut().insert(peer.clone());
+                router.clone().oneshot(request.map(axum::body::Body::new))
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(ARRIVAL)
+                .max_buf_size(HEADER_BYTES + 4096)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(%error, "a connection ended early");
             }
             drop(place);
