@@ -13,7 +13,7 @@ use std::time::Duration;
 use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, Usage};
-use agentd_core::operation::{Identity, Operation, Outcome, StepState};
+use agentd_core::operation::{Identity, Operation, Outcome, StepState, same_boot};
 use agentd_core::plan::{Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, reached, unchanged_since};
 use tokio::time::{Instant, sleep};
 
@@ -262,7 +262,11 @@ impl<'a> Executor<'a> {
             Action::Set { scope, .. } | Action::Restore { scope, .. } => *scope != Scope::Saved,
             Action::Start | Action::Shutdown | Action::Kill => false,
         };
-        if live && self.operation.verb == Verb::Resize && planned.boot.is_some() && now.boot != planned.boot {
+        if live
+            && self.operation.verb == Verb::Resize
+            && planned.boot.is_some()
+            && !same_boot(planned.boot.as_deref(), now.boot.as_deref())
+        {
             return Some(format!("{reference} was stopped or restarted while it was changed"));
         }
         None

@@ -129,6 +129,17 @@ impl Identity {
     }
 }
 
+/// Whether two boots are the same, as far as both tell: a backend that can't always see when a process started writes `3`
+/// for what is `3@1234` at other times.
+pub fn same_boot(a: Option<&str>, b: Option<&str>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return a == b };
+    let split = |boot: &'_ str| {
+        boot.split_once('@').map_or((boot.to_owned(), None), |(id, start)| (id.to_owned(), Some(start.to_owned())))
+    };
+    let ((a_id, a_start), (b_id, b_start)) = (split(a), split(b));
+    a_id == b_id && (a_start.is_none() || b_start.is_none() || a_start == b_start)
+}
+
 /// A step with where it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -239,7 +250,8 @@ impl Operation {
             self.outcome = if self.verb == Verb::Stop { Outcome::Changed } else { Outcome::Abandoned };
             return;
         };
-        let rebooted = self.identity.boot.is_some() && self.identity.boot != observed.boot;
+        let rebooted =
+            self.identity.boot.is_some() && !same_boot(self.identity.boot.as_deref(), observed.boot.as_deref());
         if observed.id != self.identity.id || (self.verb == Verb::Resize && rebooted) {
             self.outcome = Outcome::Abandoned;
             return;
@@ -303,6 +315,14 @@ mod tests {
         for from in ALL {
             assert_eq!(from.may_become(Doing), from == Planned, "{from:?}");
         }
+    }
+
+    #[test]
+    fn boots_are_compared_as_far_as_both_tell() {
+        use super::same_boot;
+        assert!(same_boot(Some("3@10"), Some("3@10")) && same_boot(None, None));
+        assert!(!same_boot(Some("3@10"), Some("3@11")) && !same_boot(Some("3@10"), Some("4@10")));
+        assert!(same_boot(Some("3"), Some("3@11")) && !same_boot(None, Some("3")));
     }
 
     #[test]

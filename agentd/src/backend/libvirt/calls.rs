@@ -199,6 +199,11 @@ impl Calls {
         }
     }
 
+    /// Whether a change of this domain is under way, one that ran into its deadline included.
+    pub(super) fn is_changing(&self, domain: &str) -> bool {
+        lock(&self.tally).changing.iter().any(|changing| changing == domain)
+    }
+
     /// Whether a call that concerns this domain is overdue: its QEMU hangs, so it isn't asked again meanwhile.
     pub(super) fn is_stuck(&self, domain: &str) -> bool {
         lock(&self.tally).overdue.iter().any(|stuck| stuck == domain)

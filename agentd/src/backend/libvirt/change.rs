@@ -1,7 +1,7 @@
 //! Carries out one step on a domain: blocking, on a thread of `calls.rs`. Checks that it is the very domain and boot that
 //! was meant before it touches anything.
 
-use agentd_core::operation::Identity;
+use agentd_core::operation::{Identity, same_boot};
 use agentd_core::plan::{Action, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use virt_sys as sys;
@@ -62,7 +62,7 @@ fn check_boot(job: &Job<'_>, domain: &Domain, identity: &Identity) -> Result<(),
     let name = domain.name()?;
     let process = domain.id().and_then(|_| process::find(job.pid_dirs, &name, &identity.id));
     let boot = reading::boot(domain.id(), process.map(|process| process.start));
-    if boot.is_some() && reading::same_boot(boot.as_deref(), identity.boot.as_deref()) {
+    if boot.is_some() && same_boot(boot.as_deref(), identity.boot.as_deref()) {
         return Ok(());
     }
     let now = boot.map_or_else(|| "it is down".into(), |boot| format!("it runs as {boot}"));

@@ -166,6 +166,10 @@ impl Backend for Libvirt {
             }
         }
     }
+
+    fn is_under_way(&self, identity: &Identity) -> bool {
+        self.calls.is_changing(&identity.id)
+    }
 }
 
 /// A domain of which nothing can be told but that it is there.

@@ -28,17 +28,6 @@ pub(super) fn boot(id: Option<u32>, start: Option<u64>) -> Option<String> {
     }
 }
 
-/// Whether two boots are the same, as far as both tell.
-pub(super) fn same_boot(a: Option<&str>, b: Option<&str>) -> bool {
-    let (Some(a), Some(b)) = (a, b) else { return a == b };
-    let split = |boot: &str| match boot.split_once('@') {
-        Some((id, start)) => (id.to_owned(), Some(start.to_owned())),
-        None => (boot.to_owned(), None),
-    };
-    let ((a_id, a_start), (b_id, b_start)) = (split(a), split(b));
-    a_id == b_id && (a_start.is_none() || b_start.is_none() || a_start == b_start)
-}
-
 impl Sighting {
     /// Its boot.
     pub(super) fn boot(&self) -> Option<String> {
@@ -355,14 +344,6 @@ mod tests {
         ] {
             assert_eq!(state(seen), expected, "{seen:?}");
         }
-    }
-
-    #[test]
-    fn a_recycled_domain_id_is_another_boot() {
-        assert!(same_boot(Some("3@10"), Some("3@10")) && same_boot(None, None));
-        assert!(!same_boot(Some("3@10"), Some("3@11")) && !same_boot(Some("3@10"), Some("4@10")));
-        assert!(same_boot(Some("3"), Some("3@11")), "as far as both tell");
-        assert!(!same_boot(None, Some("3")));
     }
 
     #[test]
