@@ -27,6 +27,8 @@ pub enum Fault {
     Lie,
     /// The engine is gone: nothing is done.
     Unavailable,
+    /// The backend's code itself breaks.
+    Panic,
     /// Does not return within the deadline; it is never done.
     Hang,
     /// Does not return within the deadline; it is done all the same.
@@ -385,6 +387,7 @@ impl Backend for Fake {
             Some(Fault::Fail) => Err(failed()),
             Some(Fault::FailAfter) => self.act(target, identity, action, false).and_then(|()| Err(failed())),
             Some(Fault::Lie) => Ok(()),
+            Some(Fault::Panic) => panic!("the fake engine was told to break"),
             Some(Fault::Unavailable) => Err(BackendError::Unavailable("the fake engine is gone".into())),
             Some(Fault::GuestLate) => self.act(target, identity, action, true),
             Some(fault @ (Fault::Hang | Fault::HangAfter)) => {

@@ -1,20 +1,22 @@
 //! The walk of a change: observe, plan, reserve, record, execute, settle the book, reply. It runs in a task of its own, so
 //! that a caller that goes away changes nothing.
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentd_core::access::Right;
-use agentd_core::api::{OperationView, ResizeRequest};
+use agentd_core::api::{HoldKind, OperationView, ResizeRequest};
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::{Operation, Outcome};
 use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop};
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::{Engine, Failure, Peer, Queued, not_found};
 use crate::backend::{BackendError, Look};
-use crate::executor::Executor;
+use crate::executor::{Ended, Executor};
 use crate::inventory::Book;
 
 /// How old the inventory may be when a growth is admitted against it.
@@ -124,7 +126,16 @@ impl Engine {
             Wish::Stop { .. } | Wish::Start => Duration::ZERO,
         };
         let backend = self.backend(reference.kind())?;
-        let ended = Executor::new(&*backend, self.journal(), &mut operation, wait).run().await;
+        let run = Executor::new(&*backend, self.journal(), &mut operation, wait).run();
+        let ended = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
+            // A defect in the middle of a change: the book must not wait for its end, and somebody must look.
+            let detail =
+                format!("a defect of agentd ended a change of {reference} half-way; its journal has the details");
+            let problem = Problem::new(Code::Internal, detail.clone())
+                .hint(format!("look with `ctl show {reference}`, then `ctl clear-hold {reference}`"));
+            operation.fail(Outcome::Partial, &problem);
+            Ended { problem: Some(problem), hold: Some((HoldKind::NeedsAttention, detail)) }
+        });
 
         let begun = begun_now(self);
         let look = backend.observe(reference.name(), Look::Plain).await;

@@ -133,6 +133,21 @@ async fn an_undo_that_fails_too_is_partial_and_held() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_defect_in_the_middle_of_a_change_holds_its_instance_and_nothing_else() {
+    let faults = serde_json::json!([{"instance": "vm/web", "nth": 1, "fault": "panic"}]);
+    let (engine, _fake) = engine(web(&faults), CONFIG);
+    let body = serde_json::json!({"cpus": 4, "memory": "2GiB"});
+    let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+    assert_eq!(failure.problem.code, Code::Internal);
+    let target = Target::Full(reference());
+    assert_eq!(engine.show(&peer(), &target).await.unwrap().holds[0].hold, HoldKind::NeedsAttention);
+    engine.clear_hold(&peer(), &target).await.unwrap();
+    // Its observations are taken again, and so are changes.
+    let view = submit(&engine, resize(&serde_json::json!({"cpus": 3}), SHORT)).await.unwrap();
+    assert_eq!(view.outcome, Outcome::Changed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guest_that_takes_its_time_is_pending_and_keeps_its_charge() {
     let faults = serde_json::json!([{"instance": "vm/web", "nth": 1, "fault": "guest-late"}]);
     let (engine, fake) = engine(web(&faults), CONFIG);
