@@ -3,9 +3,12 @@
 //! planner knows nothing of sockets, clocks or backends beyond their words for the steps.
 
 mod admission;
+mod checks;
 mod power;
 mod resize;
+mod scalar;
 mod settle;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -175,6 +178,11 @@ pub struct Aim<T> {
 }
 
 impl<T: Copy + PartialEq> Aim<T> {
+    /// Whether what is asked for moves, as `moves` judges it from a value of before, any of the sides that it changes.
+    pub(crate) fn moves(&self, moves: impl Fn(Option<Limit<T>>) -> bool) -> bool {
+        (self.live && moves(self.before)) || (self.saved && moves(self.saved_before))
+    }
+
     /// Whether a value read back is the one asked for.
     pub fn matches(&self, value: Limit<T>) -> bool {
         self.requested == value

@@ -239,6 +239,9 @@ fn bounds_stop_what_moves_out_and_let_back_in_what_is_out_already() {
     let mut big = vm();
     big.cpus = same(Limit::At(Cpus::whole(4)), Cpus::whole(1), Cpus::whole(1), Some(Cpus::whole(4)));
     assert!(plan(&big, config, serde_json::json!({"cpus": 2})).is_ok());
+    // What runs is out already and comes back in, but what is saved would move out.
+    big.cpus.persistent = Some(Limit::At(Cpus::whole(1)));
+    refused(&big, config, serde_json::json!({"cpus": 3}), Code::LimitExceeded);
     refused(&vm(), config, serde_json::json!({"memory": "900M"}), Code::BelowMinimum);
     assert!(plan(&vm(), config, serde_json::json!({"memory": "1200M"})).is_ok());
 }

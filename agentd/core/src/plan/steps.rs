@@ -1,0 +1,84 @@
+//! The steps of a resize: from the surest to undo to the least sure, each with its way back.
+
+use super::resize::{Needed, Place};
+use super::{Action, Inputs, Plan, Scope, Settle, Step, UndoClass, Values, describe};
+use crate::instance::{Ability, Field, Kind, Observed, Reading};
+use crate::units::Limit;
+
+/// The steps, from the surest to undo to the least sure.
+pub(super) fn steps(inputs: &Inputs<'_>, needed: &Needed, place: Place) -> Vec<Step> {
+    let observed = inputs.observed;
+    let kind = observed.reference.kind();
+    if place.together {
+        return vec![step(observed, Scope::Both, needed.saved, UndoClass::Exact, Settle::AtOnce)];
+    }
+    if kind != Kind::Vm {
+        let live = (needed.live != Values::default())
+            .then(|| step(observed, Scope::Live, needed.live, UndoClass::Exact, Settle::AtOnce));
+        return live.into_iter().collect();
+    }
+    let only = |field: Field, values: &Values| match field {
+        Field::Cpus => values.cpus.map(|cpus| Values { cpus: Some(cpus), ..Values::default() }),
+        Field::CpuLimit => values.cpu_limit.map(|limit| Values { cpu_limit: Some(limit), ..Values::default() }),
+        Field::Memory => values.memory.map(|memory| Values { memory: Some(memory), ..Values::default() }),
+    };
+    let order = [
+        (Scope::Saved, Field::Cpus, UndoClass::Exact, Settle::AtOnce),
+        (Scope::Saved, Field::CpuLimit, UndoClass::Exact, Settle::AtOnce),
+        (Scope::Saved, Field::Memory, UndoClass::Exact, Settle::AtOnce),
+        (Scope::Live, Field::CpuLimit, UndoClass::Exact, Settle::AtOnce),
+        (Scope::Live, Field::Memory, UndoClass::Exact, Settle::Guest),
+        (Scope::Live, Field::Cpus, UndoClass::Attempt, Settle::Guest),
+    ];
+    order
+        .into_iter()
+        .filter_map(|(scope, field, class, settle)| {
+            let values = if scope == Scope::Live { &needed.live } else { &needed.saved };
+            only(field, values).map(|values| step(observed, scope, values, class, settle))
+        })
+        .collect()
+}
+
+/// What can't be taken back is told before it is done: a limit that nothing can take away again, or that nothing can put
+/// back.
+pub(super) fn make_one_way(observed: &Observed, values: &Values, plan: &mut Plan) {
+    fn caution<T: Copy + PartialEq>(value: Option<Limit<T>>, reading: &Reading<T>) -> Option<String> {
+        match (value?, reading.persistent, &reading.unlimit) {
+            (Limit::Unlimited, Some(Limit::At(_)), Ability::OneWay(why)) => Some(why.clone()),
+            (Limit::At(_), Some(Limit::Unlimited), Ability::No(_, why)) => Some(why.clone()),
+            _ => None,
+        }
+    }
+    let cautions = [caution(values.cpus, &observed.cpus), caution(values.memory, &observed.memory)];
+    for caution in cautions.into_iter().flatten() {
+        plan.notes.push(format!("this can't be taken back: {caution}"));
+        for step in &mut plan.steps {
+            (step.undo, step.undo_what, step.class) = (None, None, UndoClass::None);
+        }
+    }
+}
+
+/// One step with its way back: the values of before, from the backend's own.
+fn step(observed: &Observed, scope: Scope, values: Values, class: UndoClass, settle: Settle) -> Step {
+    let kind = observed.reference.kind();
+    let old = |saved: bool| Values {
+        cpus: values.cpus.and(if saved { observed.cpus.persistent } else { observed.cpus.accepted }),
+        cpu_limit: values.cpu_limit.and(if saved {
+            observed.cpu_limit.persistent
+        } else {
+            observed.cpu_limit.accepted
+        }),
+        memory: values.memory.and(if saved { observed.memory.persistent } else { observed.memory.accepted }),
+    };
+    let saved = scope == Scope::Saved || !observed.state.is_up();
+    let undo = Action::Restore { scope, values: old(saved), native: observed.native.clone() };
+    let action = Action::Set { scope, values };
+    Step {
+        what: describe(kind, &action),
+        undo_what: Some(describe(kind, &undo)),
+        action,
+        undo: Some(undo),
+        class,
+        settle,
+    }
+}
