@@ -263,3 +263,34 @@ fn a_vm_stops_by_acpi_or_says_that_it_does_not_and_starts_again() -> Result<()> 
     guest.wait_for("two CPUs", LIMIT, |stat| stat.nproc == 2)?;
     Ok(())
 }
+
+#[test]
+fn a_qemu_that_hangs_holds_up_its_own_vm_only_until_the_truth_is_seen() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let hung = Domain::new("hung").vcpus(1, 4).define_and_start(&libvirt)?;
+    let other = Domain::new("other").vcpus(1, 4).define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    assert_eq!(code(&agentd.ctl(&["show", "hung"])), 0);
+    let pid = nix::unistd::Pid::from_raw(hung.qemu_pid()?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    let output = agentd.ctl(&["resize", "vm/hung", "--cpus", "2", "--live-only"]);
+    let others = agentd.ctl(&["resize", "vm/other", "--cpus", "2"]);
+    let held = agentd.ctl(&["resize", "vm/hung", "--cpus", "3", "--live-only"]);
+    let committed = agentd.get("/v1/capacity")?.json()["cpus"]["committed"].clone();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
+    assert_eq!(code(&output), 7, "{output:?}");
+    assert!(output.stderr.contains("backend-timeout"), "{output:?}");
+    assert_eq!(code(&others), 0, "{others:?}");
+    assert_ne!(code(&held), 0, "{held:?}");
+    assert_eq!(committed, 4, "what may still come about stays charged");
+    // Once QEMU answers again libvirt's call ends, one way or the other; the hold ends with it.
+    wait_until("the hold to end by itself", LIMIT, || {
+        let shown = show(&agentd, "hung")?;
+        let settled = shown["holds"] == json!([]) && shown["state"] == "running";
+        Ok((settled && shown["cpus"]["observed"] == vcpu_threads(hung.qemu_pid()?)?.len()).then_some(()))
+    })?;
+    let threads = vcpu_threads(hung.qemu_pid()?)?.len() + vcpu_threads(other.qemu_pid()?)?.len();
+    assert_eq!(agentd.get("/v1/capacity")?.json()["cpus"]["committed"], threads);
+    Ok(())
+}
