@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Small containers with small margins; whatever the host of the test has, the caps are these.
+/// Whatever the host of the test has, the caps are these.
 fn config(docker: &Docker) -> String {
     format!(
         "[docker]\nsocket = \"{}\"\n[capacity]\ncpus = 8\nmemory = \"8GiB\"\n\
-         [[limit]]\nmatch = \"*\"\nshrink_margin = \"4MiB\"\nunlimited = true\n",
+         [[limit]]\nmatch = \"*\"\nunlimited = true\n",
         docker.socket().display()
     )
 }

@@ -75,7 +75,11 @@ pub const KEYS: &[KeyDoc] = &[
     key("limit", "live", "true", "False: no live change, for anybody."),
     key("limit", "unlimited", "false", "True: a limit may be taken away."),
     key("limit", "shrink", "\"if-unused\"", "When memory may be taken away: \"always\", \"if-unused\" or \"never\"."),
-    key("limit", "shrink_margin", "\"64MiB\"", "Memory kept above what is in use."),
+    bare(
+        "limit",
+        "shrink_margin",
+        "Memory kept above what is in use; 64MiB, but at most a quarter of it, where not stated.",
+    ),
     key("limit", "stop_timeout", "\"60s\"", "How long a graceful stop may take."),
     key("limit", "repair_drift", "false", "True: what was changed behind agentd's back is put back."),
     bare("access", "user", "The user it is about; or group."),

@@ -30,8 +30,8 @@ pub struct Rules {
     pub unlimited: bool,
     /// When memory may be taken away.
     pub shrink: Shrink,
-    /// Memory kept above what is in use.
-    pub shrink_margin: ByteCount,
+    /// Memory kept above what is in use, where a rule states it; see [`Rules::margin`].
+    pub shrink_margin: Option<ByteCount>,
     /// How long a graceful stop may take.
     pub stop_timeout: Duration,
     /// Whether drift is put back.
@@ -50,7 +50,7 @@ impl Default for Rules {
             live: true,
             unlimited: false,
             shrink: Shrink::IfUnused,
-            shrink_margin: ByteCount::mib(64),
+            shrink_margin: None,
             stop_timeout: Duration::from_secs(60),
             repair_drift: false,
             matching: Vec::new(),
@@ -58,7 +58,17 @@ impl Default for Rules {
     }
 }
 
+/// The margin where no rule states one.
+const SHRINK_MARGIN: ByteCount = ByteCount::mib(64);
+
 impl Rules {
+    /// Memory kept above what is in use when an instance that has `now` shrinks: what a rule states, else 64 MiB and no more
+    /// than a quarter of what it has, since containers of 64 MiB that use one are common.
+    pub fn margin(&self, now: Option<ByteCount>) -> ByteCount {
+        let quarter = now.and_then(|now| ByteCount::new(now.bytes() / 4));
+        self.shrink_margin.unwrap_or(quarter.map_or(SHRINK_MARGIN, |quarter| quarter.min(SHRINK_MARGIN)))
+    }
+
     fn add(&mut self, index: usize, rule: &LimitRule) {
         tighten(&mut self.min_memory, rule.min_memory, index, |new, old| new > old);
         tighten(&mut self.max_cpus, rule.max_cpus, index, |new, old| new < old);
@@ -66,7 +76,7 @@ impl Rules {
         self.live = rule.live.unwrap_or(self.live);
         self.unlimited = rule.unlimited.unwrap_or(self.unlimited);
         self.shrink = rule.shrink.unwrap_or(self.shrink);
-        self.shrink_margin = rule.shrink_margin.unwrap_or(self.shrink_margin);
+        self.shrink_margin = rule.shrink_margin.or(self.shrink_margin);
         self.stop_timeout = rule.stop_timeout.unwrap_or(self.stop_timeout);
         self.repair_drift = rule.repair_drift.unwrap_or(self.repair_drift);
         self.matching.push(index);

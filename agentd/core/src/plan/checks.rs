@@ -161,7 +161,8 @@ pub(super) fn check_shrink(inputs: &Inputs<'_>, aim: &Aim<ByteCount>) -> Result<
         )
         .numbers(Numbers { config_key: Some("limit.shrink".into()), ..Numbers::default() })),
         (Shrink::IfUnused, Usage::Known(used)) => {
-            let floor = used.saturating_add(rules.shrink_margin);
+            let margin = rules.margin(now.and_then(Limit::at));
+            let floor = used.saturating_add(margin);
             if value >= floor {
                 return Ok(());
             }
@@ -176,7 +177,7 @@ pub(super) fn check_shrink(inputs: &Inputs<'_>, aim: &Aim<ByteCount>) -> Result<
             };
             Err(Problem::new(
                 Code::BelowMinimum,
-                format!("{reference} uses {used}; with a margin of {} it can't shrink to {value}", rules.shrink_margin),
+                format!("{reference} uses {used}; with a margin of {margin} it can't shrink to {value}"),
             )
             .hint(format!("the least it can have now is {floor} ([[limit]] shrink, shrink_margin)"))
             .numbers(numbers))

@@ -258,7 +258,11 @@ fn what_is_in_use_is_never_taken() {
     let rule = |word: &str| format!("[[limit]]\nmatch = \"*\"\nshrink = \"{word}\"\n");
     assert!(plan(&unknown, &rule("always"), serde_json::json!({"memory": "100M"})).is_ok());
     refused(&vm(), &rule("never"), serde_json::json!({"memory": "900M"}), Code::BelowMinimum);
-    refused(&container(), "", serde_json::json!({"memory": "20M"}), Code::BelowMinimum);
+    // The margin is no more than a quarter of what it has, unless the config states one: 10 in use, and 16 of 64.
+    refused(&container(), "", serde_json::json!({"memory": "25M"}), Code::BelowMinimum);
+    assert!(plan(&container(), "", serde_json::json!({"memory": "26M"})).is_ok());
+    let stated = "[[limit]]\nmatch = \"*\"\nshrink_margin = \"64MiB\"\n";
+    refused(&container(), stated, serde_json::json!({"memory": "60M"}), Code::BelowMinimum);
 }
 
 #[test]
