@@ -48,7 +48,7 @@ test: ## Everything, on real engines
 demo: ## The tour, in about a minute once built: nothing of the machine is changed
 	packaging/demo.sh
 
-bench: ## The figures
+bench: ## ctl beside the engines' own commands, as ratios: about eight minutes once built
 	packaging/setup.sh test
 	cargo build --release -p agentd -p ctl
 	cargo run --release -p agentd-tests --bin bench

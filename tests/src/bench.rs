@@ -78,12 +78,13 @@ pub struct Match<'a> {
     ours: Contender<'a>,
     rival: Contender<'a>,
     settled: Option<Box<dyn Fn(Level) -> Result<()> + 'a>>,
+    quiet: Duration,
 }
 
 impl<'a> Match<'a> {
     /// Compares `ours` to `rival`.
     pub fn new(what: &str, ours: Contender<'a>, rival: Contender<'a>) -> Self {
-        Self { what: what.to_owned(), ours, rival, settled: None }
+        Self { what: what.to_owned(), ours, rival, settled: None, quiet: Duration::ZERO }
     }
 
     /// Waits, outside the measured time, until the state is seen to be that of the level: after each turn, which proves that
@@ -95,11 +96,19 @@ impl<'a> Match<'a> {
         self
     }
 
+    /// Leaves everything alone for this long before each turn, as a command finds it that is typed now and then.
+    #[must_use]
+    pub fn after_quiet(mut self, time: Duration) -> Self {
+        self.quiet = time;
+        self
+    }
+
     /// Runs `pairs` counted pairs, ours and the rival in turn.
     ///
     /// # Errors
     /// A command that failed, or a state that did not come about.
     pub fn run(&self, pairs: usize) -> Result<Figures> {
+        eprintln!("measuring: {} …", self.what);
         let mut times = Vec::with_capacity(pairs);
         let mut level = Level::Low;
         for round in 0..WARM_UP + pairs {
@@ -116,6 +125,7 @@ impl<'a> Match<'a> {
         let told = || format!("{}, {}, to the level {level:?}", self.what, contender.name);
         let Some(settled) = &self.settled else { return contender.run(level).with_context(told) };
         self.rival.run(level.other()).and_then(|_| settled(level.other())).context("the reset").with_context(told)?;
+        std::thread::sleep(self.quiet);
         let time = contender.run(level).with_context(told)?;
         settled(level).with_context(told)?;
         Ok(time)
@@ -174,7 +184,7 @@ impl Figures {
 /// The figures as a table; each match takes a line, and one that tells who was compared with whom.
 pub fn table(all: &[Figures]) -> String {
     let mut text = format!(
-        "{:<22} {:>6} {:>7} {:>15} {:>11} {:>11} {:>12}\n",
+        "{:<27} {:>6} {:>7} {:>15} {:>11} {:>11} {:>12}\n",
         "ours / rival", "pairs", "ratio", "middle half", "ours, ms", "rival, ms", "differ, ms"
     );
     for figures in all {
@@ -182,7 +192,7 @@ pub fn table(all: &[Figures]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<22} {:>6} {:>7.2} {:>15} {:>11.2} {:>11.2} {:>+12.2}\n    {} / {}",
+            "{:<27} {:>6} {:>7.2} {:>15} {:>11.2} {:>11.2} {:>+12.2}\n    {} / {}",
             figures.what,
             figures.times.len(),
             figures.ratio(),

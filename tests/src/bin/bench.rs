@@ -1,5 +1,5 @@
 //! `make bench`: what a change through `ctl` costs beside the engines' own commands, on engines of its own. Prints ratios of
-//! medians, which mean the same on any machine, and writes them as JSON; the times beside them are those of this machine.
+//! medians, which say more on another machine than times do, and writes all of it as JSON.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -16,6 +16,36 @@ const CHANGES: usize = 40;
 const STARTS: usize = 200;
 /// How long a guest's balloon may take; nothing of it is counted.
 const SETTLE: Duration = Duration::from_secs(60);
+/// Longer than agentd's listing of all instances serves for admitting a growth: after it, a growth lists them anew.
+const QUIET: Duration = Duration::from_millis(2200);
+
+/// How a change is found by the commands that make it.
+#[derive(Debug, Clone, Copy)]
+enum Row {
+    /// One after the other.
+    Successive,
+    /// After some quiet, as it is typed by hand.
+    Alone,
+    /// One after the other, and the rival with as few processes as it can do with.
+    RivalAtOnce,
+}
+
+impl Row {
+    fn of(self, kind: &str) -> String {
+        match self {
+            Row::Successive => kind.to_owned(),
+            Row::Alone => format!("{kind}, after 2 s quiet"),
+            Row::RivalAtOnce => format!("{kind}, rival at once"),
+        }
+    }
+
+    fn quiet(self) -> Duration {
+        match self {
+            Row::Successive | Row::RivalAtOnce => Duration::ZERO,
+            Row::Alone => QUIET,
+        }
+    }
+}
 
 /// What a container is changed between: CPUs and MiB.
 fn container_values(level: Level) -> (&'static str, u64) {
@@ -46,12 +76,17 @@ fn main() -> Result<()> {
         println!("{name:<10} {value}");
     }
 
-    let mut rows = vec![start_of_ctl(&agentd)?];
+    let start = start_of_ctl(&agentd)?;
     docker.run("web", &["--cpus", "0.5", "-m", "128m", "--memory-swap", "128m"])?;
-    rows.insert(0, container(&lab, &docker, &agentd)?);
     let guest = Domain::new("web").vcpus(2, 4).memory(512, 512).define_and_start(&libvirt)?;
-    rows.insert(1, vm(&lab, &libvirt, &agentd, false)?);
-    rows.insert(2, vm(&lab, &libvirt, &agentd, true)?);
+    let rows = [
+        container(&lab, &docker, &agentd, Row::Successive)?,
+        container(&lab, &docker, &agentd, Row::Alone)?,
+        vm(&lab, &libvirt, &agentd, Row::Successive)?,
+        vm(&lab, &libvirt, &agentd, Row::Alone)?,
+        vm(&lab, &libvirt, &agentd, Row::RivalAtOnce)?,
+        start,
+    ];
     guest.remove()?;
 
     println!("\n{}", table(&rows));
@@ -117,7 +152,7 @@ fn ctl(agentd: &Agentd, args: &[&str]) -> Result<Vec<Command>> {
 }
 
 /// Row: a container's CPUs and memory.
-fn container(lab: &Lab, docker: &Docker, agentd: &Agentd) -> Result<Figures> {
+fn container(lab: &Lab, docker: &Docker, agentd: &Agentd, row: Row) -> Result<Figures> {
     let host = format!("unix://{}", docker.socket().display());
     let ours = Contender::new("ctl resize container/web --cpus --memory", |level| {
         let (cpus, mib) = container_values(level);
@@ -140,11 +175,11 @@ fn container(lab: &Lab, docker: &Docker, agentd: &Agentd) -> Result<Figures> {
             Ok((there && cgroup.memory_limit()? == Some(mib << 20)).then_some(()))
         })
     };
-    Match::new("container", ours, rival).settled(settled).run(CHANGES)
+    Match::new(&row.of("container"), ours, rival).settled(settled).after_quiet(row.quiet()).run(CHANGES)
 }
 
-/// Row: a VM's memory and CPU limit, live; the rival is virsh, twice or, at its best, once with both commands.
-fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, at_once: bool) -> Result<Figures> {
+/// Row: a VM's memory and CPU limit, live; the rival is virsh, run twice, or once with both commands.
+fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, row: Row) -> Result<Figures> {
     let uri = libvirt.uri();
     let ours = Contender::new("ctl resize vm/web --memory --cpu-limit --live-only --wait 0", |level| {
         let (millis, mib) = vm_values(level);
@@ -154,7 +189,7 @@ fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, at_once: bool) -> Result<Fi
     // 8 says that the change was accepted and the guest is still moving, which is all that virsh tells, too.
     let ours = ours.fine(&[0, 8]);
     let virsh = move |args: &[&str]| plain(lab, "virsh", &[&["-q", "-c", &uri], args].concat());
-    let rival = if at_once {
+    let rival = if matches!(row, Row::RivalAtOnce) {
         Contender::new("one virsh with both commands", move |level| {
             let (millis, mib) = vm_values(level);
             let quota = millis * 100;
@@ -179,8 +214,7 @@ fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, at_once: bool) -> Result<Fi
             Ok(there.then_some(()))
         })
     };
-    let what = if at_once { "vm, rival at its best" } else { "vm" };
-    Match::new(what, ours, rival).settled(settled).run(CHANGES)
+    Match::new(&row.of("vm"), ours, rival).settled(settled).after_quiet(row.quiet()).run(CHANGES)
 }
 
 /// Row: the start of `ctl`, beside that of the smallest program.
