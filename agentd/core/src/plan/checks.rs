@@ -246,16 +246,16 @@ fn ceiling<T: Scalar>(
     saved: Option<Limit<T>>,
 ) -> Result<(), Problem> {
     let reference = &observed.reference;
+    let numbers = |value: T, most: T| Numbers {
+        resource: Some(field.to_owned()),
+        requested: value.number(),
+        largest_feasible: most.number(),
+        ..Numbers::default()
+    };
     let vm = reference.kind() == Kind::Vm;
     if let (Some(Limit::At(value)), Some(most)) = (live, reading.ceiling)
         && value > most
     {
-        let numbers = Numbers {
-            resource: Some(field.to_owned()),
-            requested: value.number(),
-            largest_feasible: most.number(),
-            ..Numbers::default()
-        };
         let problem = if vm {
             Problem::new(
                 Code::RestartRequired,
@@ -268,17 +268,11 @@ fn ceiling<T: Scalar>(
             Problem::new(Code::Unsupported, format!("the host has {most}, so {reference} can't have {value} {field}"))
                 .hint(format!("the most it can have is {most}"))
         };
-        return Err(problem.numbers(numbers));
+        return Err(problem.numbers(numbers(value, most)));
     }
     if let (Some(Limit::At(value)), Some(most)) = (saved, reading.saved_ceiling)
         && value > most
     {
-        let numbers = Numbers {
-            resource: Some(field.to_owned()),
-            requested: value.number(),
-            largest_feasible: most.number(),
-            ..Numbers::default()
-        };
         return Err(Problem::new(
             Code::Unsupported,
             format!("the saved definition of {reference} allows {most} {field} at most, not {value}"),
@@ -288,7 +282,7 @@ fn ceiling<T: Scalar>(
         } else {
             "raise the maximum in its definition first".to_owned()
         })
-        .numbers(numbers));
+        .numbers(numbers(value, most)));
     }
     Ok(())
 }
