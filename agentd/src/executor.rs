@@ -263,7 +263,7 @@ impl<'a> Executor<'a> {
             Action::Start | Action::Shutdown | Action::Kill => false,
         };
         if live
-            && self.operation.verb == Verb::Resize
+            && self.operation.verb.resizes()
             && planned.boot.is_some()
             && !same_boot(planned.boot.as_deref(), now.boot.as_deref())
         {

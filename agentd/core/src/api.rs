@@ -376,6 +376,110 @@ pub struct OperationList {
     pub items: Vec<OperationView>,
 }
 
+/// What kind of thing the history tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Happening {
+    /// A change ended, or its outcome became known.
+    Change,
+    /// A change was refused: nothing was done.
+    Refusal,
+    /// A size was changed behind agentd's back.
+    Drift,
+    /// A hold was lifted by somebody.
+    HoldCleared,
+}
+
+impl Happening {
+    /// The name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Happening::Change => "change",
+            Happening::Refusal => "refusal",
+            Happening::Drift => "drift",
+            Happening::HoldCleared => "hold-cleared",
+        }
+    }
+}
+
+/// A value before and after.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
+pub struct MoveOf<T> {
+    /// Whether it is the saved value, not the one that runs.
+    pub saved: bool,
+    /// Before; null where it was unknown.
+    pub before: Option<Limit<T>>,
+    /// After; null where it is unknown.
+    pub after: Option<Limit<T>>,
+}
+
+/// What moved, with its field's name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "field", rename_all = "snake_case")]
+pub enum Move {
+    /// vCPUs or CPU limit.
+    Cpus(MoveOf<Cpus>),
+    /// CPU-time cap of a whole VM.
+    CpuLimit(MoveOf<Cpus>),
+    /// Memory.
+    Memory(MoveOf<ByteCount>),
+}
+
+/// One entry of the history, which only grows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HistoryEntry {
+    /// Its place: each entry has a higher one than those before it.
+    pub seq: u64,
+    /// When, RFC 3339 in UTC.
+    pub at: String,
+    /// What kind of thing happened.
+    pub happening: Happening,
+    /// To which instance.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Who asked for it; null where nobody asked agentd.
+    pub who: Option<Who>,
+    /// The operation, where there is one.
+    pub operation: Option<String>,
+    /// `resize`, `stop`, `start`, `undo`, `clear-hold`.
+    pub verb: Option<String>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// What moved.
+    pub moves: Vec<Move>,
+    /// The code, where it ended badly.
+    pub code: Option<Code>,
+    /// Why, or what to know.
+    pub detail: Option<String>,
+}
+
+/// A page of the history, newest first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HistoryList {
+    /// The page.
+    pub items: Vec<HistoryEntry>,
+    /// Ask with `before` of this for the next page; null where there is none.
+    pub next: Option<u64>,
+}
+
+/// The body of an undo.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct UndoRequest {
+    /// Plan only.
+    pub dry_run: bool,
+    /// How long to wait for the guest, e.g. `"30s"`; 10 s where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait: Option<String>,
+}
+
 /// One dimension of the host's capacity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -135,7 +135,7 @@ pub struct Numbers {
 }
 
 /// Why a request ended badly: a code for programs, a sentence for people, a hint for what to do next.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {detail}")]
 pub struct Problem {
     /// The stable code.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Problem};
-use crate::units::{ByteCount, Cpus, Limit};
+use crate::units::{ByteCount, Cpus, Limit, Quantity};
 
 /// The kinds of instances, one backend each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -255,7 +255,7 @@ impl Field {
 }
 
 /// Whether a change is possible, and if not, with which code and why.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Ability {
     /// It is possible.
     Yes,
@@ -266,7 +266,8 @@ pub enum Ability {
 }
 
 /// One field of an instance as a backend sees it. Values are `None` where they are unknown or don't apply.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
 pub struct Reading<T> {
     /// The backend's present target, whoever set it.
     pub accepted: Option<Limit<T>>,
@@ -310,7 +311,7 @@ impl<T: Copy> Reading<T> {
 }
 
 /// How much of its memory an instance uses, for the check before a shrink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Usage {
     /// In use now, caches that can be dropped not counted.
     Known(ByteCount),
@@ -321,7 +322,7 @@ pub enum Usage {
 }
 
 /// What the next start takes from the host before a guest has given anything back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
     /// vCPUs, or the CPU limit.
     pub cpus: Option<Limit<Cpus>>,
@@ -330,7 +331,7 @@ pub struct Demand {
 }
 
 /// What saves a change: how `both`, `live` and `next-boot` map onto one instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Saved {
     /// A definition of its own, changed apart from what runs (libvirt).
     Apart,
@@ -341,7 +342,7 @@ pub enum Saved {
 }
 
 /// One instance as its backend saw it at one moment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// Kind and name.
     pub reference: Ref,

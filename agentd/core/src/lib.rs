@@ -4,6 +4,7 @@
 pub mod access;
 pub mod api;
 pub mod config;
+pub mod drift;
 pub mod error;
 pub mod instance;
 pub mod ledger;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Problem};
 use crate::instance::{Observed, Ref, State};
+use crate::ledger::Charge;
 use crate::plan::{Plan, Standing, Step, Targets, Verb};
 
 /// Where a step is.
@@ -168,6 +169,10 @@ pub struct Operation {
     pub targets: Targets,
     /// The steps.
     pub steps: Vec<StepRecord>,
+    /// What the instance is charged until the outcome is known.
+    pub charge: Charge,
+    /// The operation that it takes back.
+    pub undoes: Option<String>,
     /// How it ended, or that it runs.
     pub outcome: Outcome,
     /// Why, where it ended badly.
@@ -207,6 +212,8 @@ impl Operation {
                 .into_iter()
                 .map(|step| StepRecord { step, state: StepState::Planned, error: None })
                 .collect(),
+            charge: plan.charge,
+            undoes: plan.undoes,
             outcome: Outcome::Running,
             problem: None,
             notes: plan.notes,
@@ -252,7 +259,7 @@ impl Operation {
         };
         let rebooted =
             self.identity.boot.is_some() && !same_boot(self.identity.boot.as_deref(), observed.boot.as_deref());
-        if observed.id != self.identity.id || (self.verb == Verb::Resize && rebooted) {
+        if observed.id != self.identity.id || (self.verb.resizes() && rebooted) {
             self.outcome = Outcome::Abandoned;
             return;
         }
@@ -272,7 +279,7 @@ impl Operation {
                     Outcome::Changed
                 }
             }
-            Verb::Resize => match self.targets.standing(observed) {
+            Verb::Resize | Verb::Undo => match self.targets.standing(observed) {
                 Standing::Asked if self.targets.are_observed(observed) => Outcome::Changed,
                 Standing::Asked => Outcome::Pending,
                 Standing::Before => Outcome::RolledBack,

@@ -13,6 +13,7 @@ use agentd_core::instance::{Kind, Observed, Ref};
 use agentd_core::operation::Identity;
 use agentd_core::plan::Action;
 use async_trait::async_trait;
+use tokio::sync::mpsc;
 
 /// Why a call to a backend gave nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -77,6 +78,15 @@ pub enum Look {
     Usage(Duration),
 }
 
+/// What an engine announces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// Something changed about the instance with this name or id.
+    Instance(String),
+    /// Something changed, or may have: look at all.
+    All,
+}
+
 /// An engine.
 #[async_trait]
 pub trait Backend: Send + Sync {
@@ -101,8 +111,19 @@ pub trait Backend: Send + Sync {
     /// what came of it is for `observe`.
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError>;
 
-    /// Whether a call that changes this instance is still under way, one that ran into its deadline included.
-    fn is_under_way(&self, _identity: &Identity) -> bool {
+    /// Whether a call that changes this instance is still under way: one that ran into its deadline, or one that an earlier
+    /// life of the daemon left behind in the engine.
+    async fn is_under_way(&self, _identity: &Identity) -> bool {
         false
     }
+
+    /// Sends what the engine and the kernel announce of its instances, until the engine is lost; then it is called again.
+    /// Announcements are hints: they say where to look, and some changes have none.
+    async fn watch(&self, _notices: mpsc::Sender<Notice>) -> BackendError {
+        std::future::pending().await
+    }
+
+    /// Reminds the backend of what it told in an earlier life of the daemon and the engine itself can't tell, from the last
+    /// observation of that life.
+    fn recall(&self, _observed: &Observed) {}
 }

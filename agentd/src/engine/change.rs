@@ -267,6 +267,7 @@ impl Engine {
             targets: Targets::default(),
             steps: Vec::new(),
             charge: Charge::ZERO,
+            undoes: None,
             notes: Vec::new(),
         };
         let mut operation = Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms());

@@ -26,7 +26,7 @@ impl Engine {
         let Ok(backend) = self.backend(reference.kind()) else { return };
         loop {
             sleep(PAUSE).await;
-            if backend.is_under_way(&operation.identity) {
+            if backend.is_under_way(&operation.identity).await {
                 continue;
             }
             let slot = self.slot(&reference);

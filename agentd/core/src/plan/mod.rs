@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use power::{start, stop};
 pub use resize::resize;
-pub use settle::{Reached, may_be_ours, reached, unchanged_since};
+pub use settle::{Reached, may_be_ours, reached, same_cpu_time, unchanged_since};
 pub use words::describe;
 
 use crate::api::Hold;
@@ -42,6 +42,15 @@ pub enum Verb {
     Start,
     /// Bring it down.
     Stop,
+    /// Take an earlier change back.
+    Undo,
+}
+
+impl Verb {
+    /// Whether it changes CPUs and memory, not whether the instance runs.
+    pub const fn resizes(self) -> bool {
+        matches!(self, Verb::Resize | Verb::Undo)
+    }
 }
 
 impl fmt::Display for Verb {
@@ -50,6 +59,7 @@ impl fmt::Display for Verb {
             Verb::Resize => "resize",
             Verb::Start => "start",
             Verb::Stop => "stop",
+            Verb::Undo => "undo",
         })
     }
 }
@@ -260,6 +270,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What the instance is charged while the plan runs; admitted against the ledger that the planner was given.
     pub charge: Charge,
+    /// The operation that it takes back.
+    pub undoes: Option<String>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -313,6 +325,7 @@ impl Inputs<'_> {
             targets: Targets::default(),
             steps: Vec::new(),
             charge: self.ledger.charge(&self.observed.reference),
+            undoes: None,
             notes: Vec::new(),
         }
     }

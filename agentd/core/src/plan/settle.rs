@@ -19,7 +19,7 @@ pub enum Reached {
 const CPU_TOLERANCE: u64 = 10;
 
 /// Whether a limit of CPU time reads back as what was asked for.
-pub(super) fn same_cpu_time(want: Limit<Cpus>, seen: Limit<Cpus>) -> bool {
+pub fn same_cpu_time(want: Limit<Cpus>, seen: Limit<Cpus>) -> bool {
     match (want, seen) {
         (Limit::At(want), Limit::At(seen)) => {
             seen >= want && seen.millis() - want.millis() < CPU_TOLERANCE || seen == want

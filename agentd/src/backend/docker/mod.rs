@@ -205,7 +205,7 @@ impl Backend for Docker {
         self.describe(&inspected).await
     }
 
-    fn is_under_way(&self, identity: &Identity) -> bool {
+    async fn is_under_way(&self, identity: &Identity) -> bool {
         self.client.is_changing(&identity.id)
     }
 

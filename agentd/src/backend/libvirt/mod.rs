@@ -167,7 +167,7 @@ impl Backend for Libvirt {
         }
     }
 
-    fn is_under_way(&self, identity: &Identity) -> bool {
+    async fn is_under_way(&self, identity: &Identity) -> bool {
         self.calls.is_changing(&identity.id)
     }
 }

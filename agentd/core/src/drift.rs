@@ -1,0 +1,49 @@
+//! What moved between two observations, and whether somebody else must have moved it. Pure.
+
+use crate::api::{Move, MoveOf};
+use crate::instance::{Observed, Reading};
+use crate::operation::same_boot;
+use crate::plan::same_cpu_time;
+use crate::units::Limit;
+
+/// The values that differ, those that run and those that are saved.
+pub fn moves(before: &Observed, after: &Observed) -> Vec<Move> {
+    let mut moves = Vec::new();
+    let cpus = |a, b| a == b || same_cpu_time(a, b) || same_cpu_time(b, a);
+    let whole = |a, b| a == b;
+    let is_vm = before.reference.kind() == crate::instance::Kind::Vm;
+    moves.extend(field(&before.cpus, &after.cpus, if is_vm { whole } else { cpus }).into_iter().map(Move::Cpus));
+    moves.extend(field(&before.cpu_limit, &after.cpu_limit, cpus).into_iter().map(Move::CpuLimit));
+    moves.extend(field(&before.memory, &after.memory, |a, b| a == b).into_iter().map(Move::Memory));
+    moves
+}
+
+/// What was changed behind the daemon's back between two observations with no change of its own in between. A value that
+/// another start brought, or one that could not be read before or can't be now, was changed by nobody.
+pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
+    if before.id != after.id {
+        return Vec::new();
+    }
+    let same_run = before.boot.is_some() && same_boot(before.boot.as_deref(), after.boot.as_deref());
+    let told = |saved: bool, known: bool| known && (saved || same_run);
+    let mut moves = moves(before, after);
+    moves.retain(|moved| match moved {
+        Move::Cpus(m) | Move::CpuLimit(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
+        Move::Memory(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
+    });
+    moves
+}
+
+fn field<T: Copy + PartialEq>(
+    before: &Reading<T>,
+    after: &Reading<T>,
+    same: fn(Limit<T>, Limit<T>) -> bool,
+) -> Vec<MoveOf<T>> {
+    let differ = |a: Option<Limit<T>>, b: Option<Limit<T>>| match (a, b) {
+        (Some(a), Some(b)) => !same(a, b),
+        (a, b) => a.is_some() != b.is_some(),
+    };
+    let sides = [(false, before.accepted, after.accepted), (true, before.persistent, after.persistent)];
+    let moved = sides.into_iter().filter(|(_, before, after)| differ(*before, *after));
+    moved.map(|(saved, before, after)| MoveOf { saved, before, after }).collect()
+}
