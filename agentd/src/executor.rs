@@ -5,20 +5,23 @@
 //!   apply ─► read back ─► done | pending ─► next step
 //!     │          └──────► failed ─┐
 //!     └─► error ──────────────────┴─► undo backwards ─► rolled back, or partial and held
-//!     └─► no answer in time ─► unknown and held: nothing more is touched
+//!     └─► no answer in time ─► unknown and held: nothing more is touched until it is recovered
 //! ```
+//!
+//! A change that was cut off, by the end of the daemon or by a call that did not return, is recovered here too: by what is
+//! seen, on the same walks.
 
 use std::time::Duration;
 
 use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, Usage};
-use agentd_core::operation::{Identity, Operation, Outcome, StepState, same_boot};
+use agentd_core::operation::{Course, Identity, Operation, Outcome, StepState, same_boot};
 use agentd_core::plan::{Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, reached, unchanged_since};
 use tokio::time::{Instant, sleep};
 
 use crate::backend::{Backend, BackendError, Look};
-use crate::journal::Journal;
+use crate::store::{Entry, Store, StoreError};
 
 /// How long a value that is set at once may take to be read back: engines answer before their files are written.
 const GRACE: Duration = Duration::from_secs(2);
@@ -57,35 +60,51 @@ enum StepEnd {
 /// One operation on its way.
 pub struct Executor<'a> {
     backend: &'a dyn Backend,
-    journal: &'a dyn Journal,
+    store: &'a Store,
     operation: &'a mut Operation,
     guest_deadline: Instant,
     wait: Duration,
+    recovering: bool,
 }
 
 impl<'a> Executor<'a> {
     /// `wait` bounds the wait for the guest over all steps.
-    pub fn new(
-        backend: &'a dyn Backend,
-        journal: &'a dyn Journal,
-        operation: &'a mut Operation,
-        wait: Duration,
-    ) -> Self {
-        Executor { backend, journal, operation, guest_deadline: Instant::now() + wait, wait }
+    pub fn new(backend: &'a dyn Backend, store: &'a Store, operation: &'a mut Operation, wait: Duration) -> Self {
+        Executor { backend, store, operation, guest_deadline: Instant::now() + wait, wait, recovering: false }
     }
 
     /// Carries the plan out to its end.
     pub async fn run(mut self) -> Ended {
+        self.walk().await
+    }
+
+    /// Does what has not been done.
+    async fn walk(&mut self) -> Ended {
         let mut stopped_early = false;
         for index in 0..self.operation.steps.len() {
+            let state = self.operation.steps[index].state;
             if stopped_early {
-                self.advance(index, StepState::Skipped, None).await;
+                self.advance(index, StepState::Skipped, None);
                 continue;
             }
-            self.advance(index, StepState::Doing, None).await;
+            match state {
+                StepState::Planned => {
+                    self.advance(index, StepState::Doing, None);
+                    if self.operation.steps[index].step.is_marked()
+                        && let Err(error) = self.mark().await
+                    {
+                        let problem = unrecorded(&error);
+                        self.advance(index, StepState::Failed, Some(problem.detail.clone()));
+                        return self.unwind(problem, Some(index), false).await;
+                    }
+                }
+                // A recovery finishes it.
+                StepState::Doing => {}
+                _ => continue,
+            }
             match self.step(index).await {
                 StepEnd::Done => {
-                    self.advance(index, StepState::Done, None).await;
+                    self.advance(index, StepState::Done, None);
                     // A guest that went down by itself needs no hard stop.
                     stopped_early = self.operation.steps[index].step.action == Action::Shutdown;
                 }
@@ -94,24 +113,22 @@ impl<'a> Executor<'a> {
                     if self.operation.verb != Verb::Stop {
                         self.operation.notes.push(seen);
                     }
-                    self.advance(index, StepState::Pending, None).await;
+                    self.advance(index, StepState::Pending, None);
                 }
-                StepEnd::Overtaken(seen) => self.advance(index, StepState::Failed, Some(seen)).await,
+                StepEnd::Overtaken(seen) => self.advance(index, StepState::Failed, Some(seen)),
                 StepEnd::Unknown(problem) => {
-                    self.advance(index, StepState::Pending, Some(problem.detail.clone())).await;
-                    self.operation.fail(Outcome::Unknown, &problem);
-                    let reason = format!("{}; what came of it isn't known yet", problem.detail);
-                    return Ended { problem: Some(problem), hold: Some((HoldKind::Recovering, reason)) };
+                    self.operation.steps[index].error = Some(problem.detail.clone());
+                    return self.unknown(problem);
                 }
                 StepEnd::Abandoned(why) => {
-                    self.advance(index, StepState::Failed, Some(why.clone())).await;
+                    self.advance(index, StepState::Failed, Some(why.clone()));
                     let problem = Problem::new(Code::InvalidState, why)
                         .hint("look at it with `ctl show` and decide again: what ran before is gone");
-                    return self.unwind(index, problem, true, true).await;
+                    return self.unwind(problem, Some(index), true).await;
                 }
                 StepEnd::Failed { problem, untouched } => {
-                    self.advance(index, StepState::Failed, Some(problem.detail.clone())).await;
-                    return self.unwind(index, problem, untouched, false).await;
+                    self.advance(index, StepState::Failed, Some(problem.detail.clone()));
+                    return self.unwind(problem, untouched.then_some(index), false).await;
                 }
             }
         }
@@ -119,12 +136,122 @@ impl<'a> Executor<'a> {
         Ended::default()
     }
 
+    /// Nobody knows what came of a call: the instance is held, and nothing more is done before that is known.
+    fn unknown(&mut self, problem: Problem) -> Ended {
+        self.operation.fail(Outcome::Unknown, &problem);
+        let reason = format!("{}; what came of it isn't known yet", problem.detail);
+        Ended { problem: Some(problem), hold: Some((HoldKind::Recovering, reason)) }
+    }
+
+    /// Ends a change that was cut off by what is seen now: it was done, or what is left of it is taken back. What is not
+    /// absolute is never done again. `since` is how long ago it began.
+    pub async fn recover(mut self, observed: &Observed, since: Duration) -> Ended {
+        self.recovering = true;
+        if !self.operation.verb.resizes() {
+            return self.recover_verb(observed, since).await;
+        }
+        match self.operation.resume(observed) {
+            Ok(Course::Done) => {
+                self.operation.problem = None;
+                self.operation.succeed();
+                Ended::default()
+            }
+            Ok(Course::Finish) => {
+                self.operation.problem = None;
+                self.walk().await
+            }
+            Ok(Course::TakeBack { rebooted }) => {
+                let problem = self.cut_off();
+                self.unwind(problem, None, rebooted).await
+            }
+            Ok(Course::Replaced) => self.replaced_meanwhile(),
+            Err(illegal) => {
+                tracing::error!(operation = self.operation.id, %illegal, "defect: illegal transition");
+                let problem = self.cut_off();
+                self.partial(&problem, &illegal.to_string())
+            }
+        }
+    }
+
+    /// Why a change that was cut off ends as it does.
+    fn cut_off(&self) -> Problem {
+        let reference = &self.operation.reference;
+        match &self.operation.problem {
+            Some((code, detail)) => Problem::new(*code, detail.clone()),
+            None => {
+                Problem::new(Code::Internal, format!("agentd was ended in the middle of this change of {reference}"))
+                    .hint("look at it with `ctl show` and ask again")
+            }
+        }
+    }
+
+    fn replaced_meanwhile(&mut self) -> Ended {
+        let reference = &self.operation.reference;
+        let detail = format!("{reference} is another one by now: what was changed of the one before is gone with it");
+        let problem = Problem::new(Code::InvalidState, detail).hint("look at it with `ctl show` and decide again");
+        self.operation.fail(Outcome::Abandoned, &problem);
+        Ended { problem: Some(problem), hold: None }
+    }
+
+    /// A start or a stop that was cut off: it ends by the state that is seen once it has had its time.
+    async fn recover_verb(&mut self, observed: &Observed, since: Duration) -> Ended {
+        if observed.id != self.operation.identity.id {
+            return self.replaced_meanwhile();
+        }
+        for index in 0..self.operation.steps.len() {
+            let step = self.operation.steps[index].step.clone();
+            match self.operation.steps[index].state {
+                StepState::Doing => {
+                    let time = if let Settle::Within(time) = step.settle { time } else { GRACE };
+                    let deadline = Instant::now() + time.saturating_sub(since);
+                    let end = match self.settle(&step.action, deadline).await {
+                        Settled::Reached => StepState::Done,
+                        Settled::Unobservable(why) => return self.unknown(Problem::new(Code::BackendTimeout, why)),
+                        // A shutdown that was asked for may be on its way for as long as the guest likes.
+                        Settled::Missed { .. } if step.action == Action::Shutdown => StepState::Pending,
+                        Settled::Missed { .. } | Settled::Abandoned(_) => StepState::Failed,
+                    };
+                    self.advance(index, end, None);
+                }
+                StepState::Planned => self.advance(index, StepState::Skipped, None),
+                _ => {}
+            }
+        }
+        let seen = match self.look().await {
+            Ok(observed) => Some(observed.state.is_up()),
+            Err(BackendError::NotFound(_)) => None,
+            Err(error) => return self.unknown(error.into()),
+        };
+        let asked = self.operation.steps.iter().any(|record| record.state == StepState::Pending);
+        let reference = &self.operation.reference;
+        match (self.operation.verb, seen) {
+            (Verb::Start, Some(true)) | (Verb::Stop, Some(false) | None) => {
+                (self.operation.problem, self.operation.outcome) = (None, Outcome::Changed);
+                Ended::default()
+            }
+            (Verb::Stop, Some(true)) if asked => {
+                (self.operation.problem, self.operation.outcome) = (None, Outcome::Pending);
+                Ended::default()
+            }
+            (Verb::Start, None) => {
+                let problem = Problem::new(Code::InvalidState, format!("{reference} is gone"));
+                self.operation.fail(Outcome::Abandoned, &problem);
+                Ended { problem: Some(problem), hold: None }
+            }
+            _ => {
+                let problem = self.cut_off();
+                self.operation.fail(Outcome::RolledBack, &problem);
+                Ended { problem: Some(problem), hold: None }
+            }
+        }
+    }
+
     /// Applies one step and reads back what came of it.
-    async fn step(&mut self, index: usize) -> StepEnd {
+    async fn step(&self, index: usize) -> StepEnd {
         let record = &self.operation.steps[index].step;
         let (action, settle) = (record.action.clone(), record.settle);
         let began = Instant::now();
-        match self.backend.apply(&self.operation.reference, &self.operation.identity, &action).await {
+        match self.apply(&action).await {
             Ok(()) => {}
             Err(BackendError::GuestLate(why)) => return StepEnd::Pending(why),
             Err(BackendError::Timeout(why)) => {
@@ -258,11 +385,7 @@ impl<'a> Executor<'a> {
         if now.id != planned.id {
             return Some(format!("{reference} is another one by now: its id was {}, it is {}", planned.id, now.id));
         }
-        let live = match action {
-            Action::Set { scope, .. } | Action::Restore { scope, .. } => *scope != Scope::Saved,
-            Action::Start | Action::Shutdown | Action::Kill => false,
-        };
-        if live
+        if action.is_live()
             && self.operation.verb.resizes()
             && planned.boot.is_some()
             && !same_boot(planned.boot.as_deref(), now.boot.as_deref())
@@ -272,31 +395,42 @@ impl<'a> Executor<'a> {
         None
     }
 
-    /// Takes back what was done, the last first. `failed` is the step that failed; it may have taken effect in part. What
-    /// was changed of a run that is over by now went with it.
-    async fn unwind(mut self, failed: usize, cause: Problem, untouched: bool, mut gone: bool) -> Ended {
+    /// Takes back what was done, the last first; not the step of which the backend said that it did nothing. `gone` says
+    /// that what was changed of a run went with it.
+    async fn unwind(&mut self, cause: Problem, untouched: Option<usize>, mut gone: bool) -> Ended {
         let mut stuck: Vec<String> = Vec::new();
-        for index in (0..=failed).rev() {
+        for index in (0..self.operation.steps.len()).rev() {
             let state = self.operation.steps[index].state;
-            let undoable = matches!(state, StepState::Done | StepState::Pending | StepState::Failed);
-            if !undoable || (index == failed && untouched) {
+            let undoable =
+                matches!(state, StepState::Done | StepState::Pending | StepState::Failed | StepState::Undoing);
+            if !undoable || Some(index) == untouched {
                 continue;
             }
-            match self.undo(index, index == failed).await {
+            match self.undo(index, state == StepState::Failed).await {
                 Ok(()) => {}
                 Err(Stuck::Gone) => gone = true,
                 Err(Stuck::Left(why)) => stuck.push(why),
+                Err(Stuck::Away(why)) => {
+                    let detail = format!("{}; and then: {why}", cause.detail);
+                    let hint =
+                        "`ctl show` tells what is observed; what is left is taken back as soon as that is possible";
+                    return self.unknown(Problem::new(Code::BackendTimeout, detail).hint(hint));
+                }
             }
         }
         if stuck.is_empty() {
             self.operation.fail(if gone { Outcome::Abandoned } else { Outcome::RolledBack }, &cause);
             return Ended { problem: Some(cause), hold: None };
         }
+        self.partial(&cause, &stuck.join("; "))
+    }
+
+    /// Neither done nor taken back: somebody must look.
+    fn partial(&mut self, cause: &Problem, stuck: &str) -> Ended {
         let reference = &self.operation.reference;
         let detail = format!(
-            "a change of {reference} failed and could not be taken back whole: {}; and then: {}",
-            cause.detail,
-            stuck.join("; ")
+            "a change of {reference} failed and could not be taken back whole: {}; and then: {stuck}",
+            cause.detail
         );
         let problem = Problem::new(Code::Partial, detail.clone()).hint(format!(
             "{reference} takes no change but stop until somebody has looked: `ctl show {reference}`, then `ctl clear-hold {reference}`"
@@ -308,36 +442,56 @@ impl<'a> Executor<'a> {
     /// Takes one step back, or says why it couldn't.
     async fn undo(&mut self, index: usize, is_failed: bool) -> Result<(), Stuck> {
         let step = self.operation.steps[index].step.clone();
-        let what = &step.what;
+        let (what, again) = (&step.what, self.operation.steps[index].state == StepState::Undoing);
         let observed = match self.look_until(Instant::now() + UNDO_TIME).await {
             Ok(observed) => observed,
             Err(BackendError::NotFound(_)) => return Err(Stuck::Gone),
             // What can't be seen may be somebody else's by now.
-            Err(error) => return Err(Stuck::Left(format!("{what} was not taken back: {error}"))),
+            Err(error) => return Err(Stuck::Away(format!("{what} was not taken back yet: {error}"))),
         };
         if self.replaced(&observed, &step.action).is_some() {
             return Err(Stuck::Gone);
         }
-        let Some(undo) = step.undo else {
+        let Some(undo) = step.undo.clone() else {
             // A step that failed and shows no effect needs no way back.
             let nothing = is_failed && !matches!(reached(&step.action, &observed), Reached::Yes);
             return if nothing { Ok(()) } else { Err(Stuck::Left(format!("{what} can't be taken back"))) };
         };
-        if is_failed && reached(&undo, &observed) == Reached::Yes {
-            // It failed and left nothing behind.
+        if reached(&undo, &observed) == Reached::Yes {
+            // It failed and left nothing behind, or was taken back before, or by somebody else.
+            if !is_failed {
+                if !again {
+                    self.advance(index, StepState::Undoing, None);
+                }
+                self.advance(index, StepState::Undone, None);
+            }
             return Ok(());
         }
-        let ours = if is_failed {
-            may_be_ours(&step.action, &undo, &observed)
+        let ours = if is_failed || again {
+            may_be_ours(&step.action, &undo, &observed, self.recovering)
         } else {
             unchanged_since(&step.action, &observed)
         };
         if !ours {
+            if again {
+                self.advance(index, StepState::UndoFailed, None);
+            }
             let why = format!("{what} is no longer what is there: somebody else changed it meanwhile");
             return Err(Stuck::Left(why));
         }
-        self.advance(index, StepState::Undoing, None).await;
-        let applied = self.backend.apply(&self.operation.reference, &self.operation.identity, &undo).await;
+        if !again {
+            self.advance(index, StepState::Undoing, None);
+            // Where it can't be recorded it is done all the same: to leave it would be worse.
+            if step.is_marked()
+                && let Err(error) = self.mark().await
+            {
+                tracing::error!(operation = self.operation.id, %error, "an undo could not be recorded");
+            }
+        }
+        let applied = self.apply(&undo).await;
+        if let Err(BackendError::Timeout(why)) = &applied {
+            return Err(Stuck::Away(format!("taking back {what} has not returned: {why}")));
+        }
         let deadline = Instant::now() + UNDO_TIME;
         let seen = self.settle(&undo, if applied.is_ok() { deadline } else { Instant::now() }).await;
         let outcome = match (applied, seen) {
@@ -348,19 +502,35 @@ impl<'a> Executor<'a> {
             {
                 Ok(())
             }
+            (Err(BackendError::Unavailable(why) | BackendError::Overloaded(why)), Settled::Unobservable(_))
+            | (Ok(()), Settled::Unobservable(why)) => {
+                return Err(Stuck::Away(format!("{what} was not seen to be taken back yet: {why}")));
+            }
             (Ok(()), Settled::Missed { seen, .. }) => Err(format!("after {what} was taken back, {seen}")),
-            (Ok(()), Settled::Abandoned(why) | Settled::Unobservable(why)) => Err(why),
+            (Ok(()), Settled::Abandoned(why)) => Err(why),
             // A step that failed was never whole; that its undo fails too and the old values are read is as it was.
             (Err(_), Settled::Reached) if is_failed => Ok(()),
             (Err(error), _) => Err(format!("taking back {what} failed: {error}")),
         };
         let state = if outcome.is_ok() { StepState::Undone } else { StepState::UndoFailed };
-        self.advance(index, state, outcome.as_ref().err().cloned()).await;
+        self.advance(index, state, outcome.as_ref().err().cloned());
         outcome.map_err(Stuck::Left)
     }
 
-    /// Moves a step on and records it.
-    async fn advance(&mut self, index: usize, to: StepState, error: Option<String>) {
+    async fn apply(&self, action: &Action) -> Result<(), BackendError> {
+        crate::failpoint::reach("backend: before").await;
+        let applied = self.backend.apply(&self.operation.reference, &self.operation.identity, action).await;
+        crate::failpoint::reach("backend: after").await;
+        applied
+    }
+
+    /// Records the operation as it stands, on the disk.
+    async fn mark(&self) -> Result<(), StoreError> {
+        self.store.commit(vec![Entry::Operation(Box::new(self.operation.clone()), None)]).await
+    }
+
+    /// Moves a step on and shows it to who reads.
+    fn advance(&mut self, index: usize, to: StepState, error: Option<String>) {
         if let Err(illegal) = self.operation.advance(index, to) {
             tracing::error!(operation = self.operation.id, %illegal, "defect: illegal transition");
         }
@@ -370,10 +540,13 @@ impl<'a> Executor<'a> {
                 None => error,
             });
         }
-        if let Err(error) = self.journal.write(self.operation).await {
-            tracing::error!(operation = self.operation.id, %error, "a step could not be recorded");
-        }
+        self.store.show(self.operation);
     }
+}
+
+/// A change that the record doesn't take is not begun, or goes no further.
+pub(crate) fn unrecorded(error: &StoreError) -> Problem {
+    Problem::new(Code::StoreUnavailable, error.to_string()).hint("see `ctl health`; reads go on")
 }
 
 /// Why a step was not taken back.
@@ -382,6 +555,8 @@ enum Stuck {
     Gone,
     /// It is still there, and why.
     Left(String),
+    /// Its engine does not answer, and what it said last.
+    Away(String),
 }
 
 /// What looking after a step came to.

@@ -7,11 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agentd_core::api::{Hold, HoldKind, Instance};
+use agentd_core::api::{Hold, HoldKind, Instance, Move};
 use agentd_core::config::Config;
+use agentd_core::drift::drift;
 use agentd_core::instance::{Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
 use agentd_core::plan::{HostCapacity, caps, charge_of};
+
+use crate::store::{Entry, Remembered};
 
 /// A point in the order of observations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,10 +37,31 @@ pub struct Known {
     unseen: bool,
 }
 
+impl Known {
+    /// What the record keeps of it. That it is recovering is found out anew.
+    fn remembered(&self) -> Remembered {
+        let holds = self.holds.iter().filter(|hold| hold.hold != HoldKind::Recovering);
+        Remembered { observed: self.observed.clone(), version: self.version.clone(), holds: holds.cloned().collect() }
+    }
+}
+
+/// What was changed behind the daemon's back.
+#[derive(Debug, Clone)]
+pub struct Drift {
+    /// The instance as it is now.
+    pub observed: Observed,
+    /// Its version now.
+    pub version: String,
+    /// What moved.
+    pub moves: Vec<Move>,
+}
+
 /// Everything that is known, and the ledger over it.
 #[derive(Debug)]
 pub struct Book {
     known: BTreeMap<Ref, Known>,
+    /// What the record doesn't know yet.
+    unrecorded: BTreeSet<Ref>,
     ledger: Ledger,
     clock: u64,
     versions: u64,
@@ -51,6 +75,7 @@ impl Book {
     pub fn new(config: &Config, host: HostCapacity, epoch: String) -> Self {
         Book {
             known: BTreeMap::new(),
+            unrecorded: BTreeSet::new(),
             ledger: Ledger::new(caps(config, host)),
             clock: 0,
             versions: 0,
@@ -78,34 +103,72 @@ impl Book {
         Moment(self.clock)
     }
 
+    /// Takes what an earlier life of the daemon knew of an instance. It is charged from here on, whether or not its backend
+    /// answers.
+    pub fn restore(&mut self, remembered: Remembered, config: &Config) {
+        let Remembered { observed, version, holds } = remembered;
+        let reference = observed.reference.clone();
+        let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
+        self.ledger.observe(&reference, charge_of(&observed, config), &limits);
+        let known = Known { observed, version, holds, seen: Moment(0), busy: false, unseen: false };
+        self.known.insert(reference, known);
+    }
+
+    /// Charges an operation whose outcome nobody knows, and holds its instance until somebody does.
+    pub fn recovering(&mut self, reference: &Ref, charge: Charge, reason: String) {
+        self.ledger.reserve(reference, charge);
+        self.hold(reference, HoldKind::Recovering, reason);
+    }
+
+    /// What changed of the instances since this was last asked, for the record.
+    pub fn take_unrecorded(&mut self) -> Vec<Entry> {
+        let unrecorded = std::mem::take(&mut self.unrecorded);
+        let entry = |reference: Ref| match self.known.get(&reference) {
+            Some(known) => Entry::Instance(Box::new(known.remembered())),
+            None => Entry::Gone(reference),
+        };
+        unrecorded.into_iter().map(entry).collect()
+    }
+
     /// Takes an observation of one instance that was begun at `begun`. Ignored where something newer is known, or where a
-    /// change is in flight and this isn't its own.
-    pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config, own: bool) {
+    /// change is in flight and this isn't its own. Tells what somebody else must have changed since the one before.
+    pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config, own: bool) -> Option<Drift> {
         let reference = observed.reference.clone();
         let old = self.known.get(&reference);
         if old.is_some_and(|old| old.seen > begun || (old.busy && !own)) {
-            return;
+            return None;
         }
         let replaced = old.is_some_and(|old| old.observed.id != observed.id);
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
         // Another instance under the same name starts without the holds of the one before.
         let holds = if replaced { Vec::new() } else { old.map(|old| old.holds.clone()).unwrap_or_default() };
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed) || old.holds != holds);
+        // Of one whose last change has an end that nobody knows, nobody knows either what moved by itself.
+        let moves = match old {
+            Some(old) if !own && !unseen && !self.is_recovering(&reference) => drift(&old.observed, &observed),
+            _ => Vec::new(),
+        };
+        let remembered = old.is_some_and(|old| !changed && old.observed.native == observed.native);
         let version = match old {
             Some(old) if !changed => old.version.clone(),
             _ => self.next_version(),
         };
         let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
         let charge = charge_now(&self.ledger, &observed, config);
+        if !remembered || charge != self.ledger.charge(&reference) {
+            self.unrecorded.insert(reference.clone());
+        }
         self.ledger.observe(&reference, charge, &limits);
         if unseen {
             self.ledger.release(&reference, charge);
         }
+        let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
         self.known.insert(reference, Known { observed, version, holds, seen: begun, busy, unseen: false });
+        drift
     }
 
     /// Takes a full listing of one kind that was begun at `begun`: what it doesn't have is gone.
-    pub fn record_listing(&mut self, kind: Kind, listing: Vec<Observed>, begun: Moment, config: &Config) {
+    pub fn record_listing(&mut self, kind: Kind, listing: Vec<Observed>, begun: Moment, config: &Config) -> Vec<Drift> {
         self.unavailable.remove(&kind);
         let listed: BTreeSet<&Ref> = listing.iter().map(|observed| &observed.reference).collect();
         let gone: Vec<Ref> = self
@@ -117,9 +180,7 @@ impl Book {
         for reference in gone {
             self.forget(&reference, begun);
         }
-        for observed in listing {
-            self.record(observed, begun, config, false);
-        }
+        listing.into_iter().filter_map(|observed| self.record(observed, begun, config, false)).collect()
     }
 
     /// A backend that does not answer: what is known of its instances stands, and so do their charges.
@@ -136,6 +197,7 @@ impl Book {
         } else {
             self.known.remove(reference);
             self.ledger.forget(reference);
+            self.unrecorded.insert(reference.clone());
         }
     }
 
@@ -144,6 +206,7 @@ impl Book {
         self.known.remove(reference);
         self.ledger.release(reference, Charge::ZERO);
         self.ledger.forget(reference);
+        self.unrecorded.insert(reference.clone());
     }
 
     /// Begins a change: the charge is reserved and other observations stay out.
@@ -183,6 +246,7 @@ impl Book {
             known.holds.retain(|known| known.hold != hold);
             known.holds.push(Hold { hold, reason });
             known.version = version;
+            self.unrecorded.insert(reference.clone());
         }
     }
 
@@ -194,6 +258,7 @@ impl Book {
         known.holds.retain(|known| known.hold != hold);
         let lifted = known.holds.len() < before;
         if lifted {
+            self.unrecorded.insert(reference.clone());
             known.version = version;
         }
         lifted
@@ -213,6 +278,14 @@ impl Book {
             latest.used = seen.used;
         }
         Some(latest)
+    }
+
+    /// Whether a change is in flight of the instance with this name or id.
+    pub fn is_busy(&self, kind: Kind, name: &str) -> bool {
+        match Ref::new(kind, name).ok().and_then(|reference| self.known.get(&reference)) {
+            Some(known) => known.busy,
+            None => self.known.values().any(|known| known.busy && known.observed.id == name),
+        }
     }
 
     /// Everything that is known, by kind and name.

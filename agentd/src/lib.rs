@@ -3,14 +3,15 @@
 //! ```text
 //!   socket ─► http ─► engine ─► executor ─► backend (libvirt, docker)
 //!                       │           │
-//!                   inventory    journal
+//!                   inventory    store
 //! ```
 
 pub mod backend;
 pub mod engine;
 pub mod executor;
+pub mod failpoint;
 pub mod http;
 pub mod inventory;
-pub mod journal;
 pub mod settings;
 pub mod socket;
+pub mod store;

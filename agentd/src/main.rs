@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use agentd::backend::{self, Backend};
 use agentd::engine::Engine;
-use agentd::journal::MemoryJournal;
 use agentd::socket::Socket;
+use agentd::store::{Store, StoreError};
 use agentd::{http, settings};
 use agentd_core::config::Config;
 use anyhow::Context;
 use clap::Parser;
-use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -88,18 +87,26 @@ fn log_to_journal_or_stderr() {
 
 async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     let state_dir = args.state_dir.clone().unwrap_or_else(|| config.server.state_dir.clone());
-    let _lock = lock(&state_dir)?;
+    let store = Store::new(&state_dir);
     let path = args.socket.clone().unwrap_or_else(|| config.server.socket.clone());
-    let (listener, _leftover) = Socket::open(&path)?.split();
-
     let backends = backends(args, &config)?;
     let settings = settings::resolve(config)?;
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
-    let engine = Engine::new(backends, settings, Arc::new(MemoryJournal::default()), epoch());
-    let fresh = engine.clone();
-    tokio::spawn(async move { fresh.keep_fresh(LISTING).await });
+    let engine = Engine::new(backends, settings, store, epoch());
+    match engine.restore().await {
+        Ok(()) => {}
+        // Two would promise the same capacity twice.
+        Err(error @ StoreError::InUse(_)) => return Err(error.into()),
+        Err(_) => {
+            // It is told where it happens; reads go on, and so does trying.
+            let later = engine.clone();
+            tokio::spawn(async move { later.restore_when_possible().await });
+        }
+    }
+    let (listener, _leftover) = Socket::open(&path)?.split();
+    engine.keep_fresh(LISTING);
 
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
@@ -110,21 +117,9 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     if tokio::time::timeout(CHANGES_END, engine.idle()).await.is_err() {
         tracing::error!("changes were still under way after {} s and are left as they are", CHANGES_END.as_secs());
     }
+    engine.end_record().await;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// One agentd a state directory: two would promise the same capacity twice.
-fn lock(state_dir: &Path) -> anyhow::Result<Flock<std::fs::File>> {
-    std::fs::create_dir_all(state_dir).with_context(|| format!("{} can't be made", state_dir.display()))?;
-    let path = state_dir.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| format!("{} can't be opened", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        anyhow::anyhow!(
-            "{} is in use by another agentd ({errno}); stop it first, or use another --state-dir",
-            state_dir.display()
-        )
-    })
 }
 
 fn backends(args: &Args, config: &Config) -> anyhow::Result<Vec<Arc<dyn Backend>>> {

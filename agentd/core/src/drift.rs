@@ -2,8 +2,8 @@
 
 use crate::api::{Move, MoveOf};
 use crate::instance::{Observed, Reading};
-use crate::operation::same_boot;
-use crate::plan::same_cpu_time;
+use crate::operation::{Operation, same_boot};
+use crate::plan::{Aim, same_cpu_time};
 use crate::units::Limit;
 
 /// The values that differ, those that run and those that are saved.
@@ -31,6 +31,23 @@ pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
         Move::Cpus(m) | Move::CpuLimit(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
         Move::Memory(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
     });
+    moves
+}
+
+/// What a change moved, or was to move where nothing is observed any more.
+pub fn made(operation: &Operation, observed: Option<&Observed>) -> Vec<Move> {
+    fn sides<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: Option<&Reading<T>>) -> Vec<MoveOf<T>> {
+        let Some(aim) = aim else { return Vec::new() };
+        let live = MoveOf { saved: false, before: aim.before, after: reading.and_then(|reading| reading.accepted) };
+        let saved = MoveOf { saved: true, before: aim.saved_before, after: reading.and_then(|r| r.persistent) };
+        let sides = [aim.live.then_some(live), aim.saved.then_some(saved)];
+        sides.into_iter().flatten().filter(|moved| moved.before != moved.after).collect()
+    }
+    let targets = &operation.targets;
+    let mut moves: Vec<Move> = Vec::new();
+    moves.extend(sides(targets.cpus, observed.map(|o| &o.cpus)).into_iter().map(Move::Cpus));
+    moves.extend(sides(targets.cpu_limit, observed.map(|o| &o.cpu_limit)).into_iter().map(Move::CpuLimit));
+    moves.extend(sides(targets.memory, observed.map(|o| &o.memory)).into_iter().map(Move::Memory));
     moves
 }
 

@@ -1,5 +1,5 @@
 //! An operation: one requested change from its plan to its outcome, and the one function that knows which step may follow
-//! which. A plain value: the daemon records it, replies with it, and will recover from it.
+//! which, live and after a crash. A plain value: the daemon records it, replies with it, and recovers from it.
 //!
 //! ```text
 //!   step:       planned ─► doing ─► done ────► undoing ─► undone
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Problem};
 use crate::instance::{Observed, Ref, State};
 use crate::ledger::Charge;
-use crate::plan::{Plan, Standing, Step, Targets, Verb};
+use crate::plan::{Plan, Reached, Standing, Step, Targets, Verb, reached};
 
 /// Where a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +185,22 @@ pub struct Operation {
     pub elapsed_ms: u64,
 }
 
+/// How a change that was cut off goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Everything that it was to do is there.
+    Done,
+    /// What is missing is done: what is there can't be taken back.
+    Finish,
+    /// What is there of it is taken back.
+    TakeBack {
+        /// Another run of the instance began meanwhile; what was changed of the one before went with it.
+        rebooted: bool,
+    },
+    /// Another instance has its name by now: nothing of it is there.
+    Replaced,
+}
+
 /// A step was asked to go where it can't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("step {index} can't go from {from:?} to {to:?}")]
@@ -233,6 +249,11 @@ impl Operation {
         }
     }
 
+    /// Whether its outcome is not known yet: it runs, or a call of it did not return.
+    pub fn is_open(&self) -> bool {
+        matches!(self.outcome, Outcome::Running | Outcome::Unknown)
+    }
+
     /// Ends it well.
     pub fn succeed(&mut self) {
         let pending = self.steps.iter().any(|record| record.state == StepState::Pending);
@@ -249,49 +270,61 @@ impl Operation {
         self.problem = Some((problem.code, problem.detail.clone()));
     }
 
-    /// Ends an operation whose outcome was unknown by what is seen now; `None` where its instance is gone. A verb is
-    /// settled by the state that is seen, never by doing it again.
-    pub fn settle_unknown(&mut self, observed: Option<&Observed>) {
-        let reference = &self.reference;
-        let Some(observed) = observed else {
-            self.outcome = if self.verb == Verb::Stop { Outcome::Changed } else { Outcome::Abandoned };
-            return;
-        };
+    /// Brings a change of CPUs and memory that was cut off in line with what is seen now, by the same transitions that it
+    /// takes when it is not, and tells how it goes on.
+    ///
+    /// The record may lag behind: what an exact step did is only known by its effect. One that was written when its last
+    /// call did not return ([`Outcome::Unknown`]) is complete, and what it has as planned was never begun.
+    pub fn resume(&mut self, observed: &Observed) -> Result<Course, IllegalTransition> {
+        if observed.id != self.identity.id {
+            return Ok(Course::Replaced);
+        }
         let rebooted =
             self.identity.boot.is_some() && !same_boot(self.identity.boot.as_deref(), observed.boot.as_deref());
-        if observed.id != self.identity.id || (self.verb.resizes() && rebooted) {
-            self.outcome = Outcome::Abandoned;
-            return;
+        let standing = self.targets.standing(observed);
+        let mut finish = false;
+        for index in 0..self.steps.len() {
+            let record = &self.steps[index];
+            let marked = self.outcome == Outcome::Unknown || record.step.is_marked();
+            if !matches!((record.state, marked), (StepState::Planned, false) | (StepState::Doing, _)) {
+                continue;
+            }
+            let went = if rebooted && record.step.action.is_live() {
+                // What it did went with that run.
+                (record.state == StepState::Doing).then_some(StepState::Failed)
+            } else {
+                let left = record
+                    .step
+                    .undo
+                    .as_ref()
+                    .map_or(standing == Standing::Before, |undo| reached(undo, observed) == Reached::Yes);
+                match reached(&record.step.action, observed) {
+                    Reached::Yes => Some(StepState::Done),
+                    _ if left => (record.state == StepState::Doing).then_some(StepState::Failed),
+                    Reached::NotYet(_) => Some(StepState::Pending),
+                    Reached::No(_) if record.step.undo.is_none() => {
+                        finish = true;
+                        None
+                    }
+                    Reached::No(_) => Some(StepState::Failed),
+                }
+            };
+            if went.is_some() && record.state == StepState::Planned {
+                self.advance(index, StepState::Doing)?;
+            }
+            if let Some(went) = went {
+                self.advance(index, went)?;
+            }
         }
-        let up = observed.state.is_up();
-        self.outcome = match self.verb {
-            Verb::Start => {
-                if up {
-                    Outcome::Changed
-                } else {
-                    Outcome::RolledBack
-                }
-            }
-            Verb::Stop => {
-                if up {
-                    Outcome::RolledBack
-                } else {
-                    Outcome::Changed
-                }
-            }
-            Verb::Resize | Verb::Undo => match self.targets.standing(observed) {
-                Standing::Asked if self.targets.are_observed(observed) => Outcome::Changed,
-                Standing::Asked => Outcome::Pending,
-                Standing::Before => Outcome::RolledBack,
-                Standing::Between => {
-                    let detail = format!(
-                        "a call to the backend of {reference} ended after its time and left the change half done"
-                    );
-                    self.problem = Some((Code::Partial, detail));
-                    Outcome::Partial
-                }
-            },
-        };
+        let there = |state| matches!(state, StepState::Done | StepState::Pending | StepState::Skipped);
+        let begun = |record: &StepRecord| there(record.state) && record.step.undo.is_none();
+        Ok(if self.steps.iter().all(|record| there(record.state)) && !rebooted && !self.steps.is_empty() {
+            Course::Done
+        } else if (finish || self.steps.iter().any(begun)) && !rebooted {
+            Course::Finish
+        } else {
+            Course::TakeBack { rebooted }
+        })
     }
 
     /// Says in words how a stop went; nothing for other verbs.

@@ -2,10 +2,10 @@
 //! that a caller that goes away changes nothing.
 
 use std::panic::AssertUnwindSafe;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use agentd_core::access::Right;
-use agentd_core::api::{HoldKind, OperationView, ResizeRequest};
+use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, ResizeRequest};
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
@@ -14,10 +14,11 @@ use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::{Engine, Failure, Peer, Queued, not_found};
+use super::{Engine, Failure, Peer, Queued, millis, not_found, now_ms};
 use crate::backend::{BackendError, Look};
-use crate::executor::{Ended, Executor};
+use crate::executor::{Ended, Executor, unrecorded};
 use crate::inventory::Book;
+use crate::store::{Entry, Key, Reply, Told};
 
 /// How old the inventory may be when a growth is admitted against it.
 const ADMISSION_AGE: Duration = Duration::from_secs(2);
@@ -67,13 +68,13 @@ pub struct Ask {
 
 impl Engine {
     /// Makes a change, or plans it. Ends when the change has ended.
-    pub(super) async fn change(&self, id: String, peer: Peer, ask: Ask) -> Result<OperationView, Failure> {
+    pub(super) async fn change(&self, id: String, peer: Peer, ask: Ask, key: Option<Key>) -> Reply {
         let began = Instant::now();
         self.refuse_when_read_only(&ask)?;
         let seen = self.find(&peer, &ask.target).await?;
         let reference = seen.reference.clone();
         if let Err(problem) = self.authorize(&peer, ask.right, &seen) {
-            self.record_refusal(&id, &peer, &ask, &seen, &problem).await;
+            self.record_refusal(&id, &peer, &ask, &seen, &problem, None);
             return Err(problem.into());
         }
 
@@ -85,7 +86,7 @@ impl Engine {
         let queued = match Queued::enter(self.slot(&reference), &reference) {
             Ok(queued) => queued,
             Err(problem) => {
-                self.record_refusal(&id, &peer, &ask, &seen, &problem).await;
+                self.record_refusal(&id, &peer, &ask, &seen, &problem, None);
                 return Err(problem.into());
             }
         };
@@ -100,7 +101,7 @@ impl Engine {
         let (plan, observed) = match self.plan_and_reserve(&peer, &ask, seen).await {
             Ok(planned) => planned,
             Err((problem, observed)) => {
-                self.record_refusal(&id, &peer, &ask, &observed, &problem).await;
+                self.record_refusal(&id, &peer, &ask, &observed, &problem, key);
                 return Err(problem.into());
             }
         };
@@ -108,12 +109,20 @@ impl Engine {
         if operation.steps.is_empty() {
             operation.succeed();
             operation.elapsed_ms = millis(began.elapsed());
-            self.write(&operation).await.map_err(Failure::from)?;
-            return Ok(self.view(&operation, Some(&observed)));
+            let reply = Ok(self.view(&operation, Some(&observed)));
+            let mut entries = self.end_of(&operation, &reply, Some(&observed));
+            entries.extend(key.map(Entry::Key));
+            self.store().commit(entries).await.map_err(|error| unrecorded(&error))?;
+            return reply;
         }
-        if let Err(problem) = self.write(&operation).await {
+        // What is known of the instance goes first: a recovery needs it.
+        let known = self.book().take_unrecorded();
+        self.store().write_later(known);
+        let mut intent = vec![Entry::Operation(Box::new(operation.clone()), None)];
+        intent.extend(key.map(Entry::Key));
+        if let Err(error) = self.store().commit(intent).await {
             self.book().end(&reference, Some((observed, begun_now(self))), &self.settings().config, true);
-            return Err(problem.into());
+            return Err(unrecorded(&error).into());
         }
         self.execute(operation, &ask, began).await
     }
@@ -126,7 +135,7 @@ impl Engine {
             Wish::Stop { .. } | Wish::Start => Duration::ZERO,
         };
         let backend = self.backend(reference.kind())?;
-        let run = Executor::new(&*backend, self.journal(), &mut operation, wait).run();
+        let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
         let ended = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
             // A defect in the middle of a change: the book must not wait for its end, and somebody must look.
             let detail =
@@ -141,12 +150,11 @@ impl Engine {
         let look = backend.observe(reference.name(), Look::Plain).await;
         let gone = matches!(look, Err(BackendError::NotFound(_)));
         let observed = look.ok();
-        let known_outcome = operation.outcome != Outcome::Unknown;
         {
             let mut book = self.book();
             let seen = observed.clone().map(|observed| (observed, begun));
-            book.end(&reference, seen, &self.settings().config, known_outcome);
-            if gone && known_outcome {
+            book.end(&reference, seen, &self.settings().config, !operation.is_open());
+            if gone && !operation.is_open() {
                 book.drop_gone(&reference);
             }
             if let Some((hold, reason)) = &ended.hold {
@@ -157,17 +165,54 @@ impl Engine {
             operation.note_stop(observed);
         }
         operation.elapsed_ms = millis(began.elapsed());
-        self.log(&operation);
-        let written = self.write(&operation).await;
-        if operation.outcome == Outcome::Unknown {
-            self.watch_unsettled(operation.clone());
+        let reply = self.end(&operation, ended, observed.as_ref()).await;
+        if operation.is_open() {
+            self.recover(vec![operation]);
         }
-        let view = self.view(&operation, observed.as_ref());
-        match (ended.problem, written) {
-            (Some(problem), _) => Err(Failure { problem, operation: Some(Box::new(view)) }),
-            (None, Err(problem)) => Err(Failure { problem, operation: Some(Box::new(view)) }),
-            (None, Ok(())) => Ok(view),
+        reply
+    }
+
+    /// Puts the end of an operation on record, and tells what its caller is told.
+    pub(super) async fn end(&self, operation: &Operation, ended: Ended, observed: Option<&Observed>) -> Reply {
+        self.log(operation);
+        let view = self.view(operation, observed);
+        let reply = match ended.problem {
+            Some(problem) => Err(Failure { problem, operation: Some(Box::new(view)) }),
+            None => Ok(view),
+        };
+        match (self.record_end(operation, &reply, observed).await, reply) {
+            (Some(problem), Ok(view)) => Err(Failure { problem, operation: Some(Box::new(view)) }),
+            (_, reply) => reply,
         }
+    }
+
+    /// Puts the end of an operation on record with what it left behind. What the disk doesn't take now it is given again
+    /// later, and the caller is told.
+    pub(super) async fn record_end(
+        &self,
+        operation: &Operation,
+        reply: &Reply,
+        observed: Option<&Observed>,
+    ) -> Option<Problem> {
+        let entries = self.end_of(operation, reply, observed);
+        let error = self.store().commit_and_keep(entries).await.err()?;
+        let detail = format!(
+            "the change of {} ended as {}, and that could not be recorded yet: {error}",
+            operation.reference,
+            operation.outcome.as_str()
+        );
+        tracing::error!(operation = operation.id, "{detail}");
+        Some(
+            Problem::new(Code::StoreUnavailable, detail)
+                .hint("it is recorded as soon as the disk takes it; see `ctl health`"),
+        )
+    }
+
+    fn end_of(&self, operation: &Operation, reply: &Reply, observed: Option<&Observed>) -> Vec<Entry> {
+        let mut entries = vec![Entry::Operation(Box::new(operation.clone()), Some(Box::new(reply.clone())))];
+        entries.extend(self.book().take_unrecorded());
+        entries.push(told(operation, observed));
+        entries
     }
 
     fn refuse_when_read_only(&self, ask: &Ask) -> Result<(), Problem> {
@@ -258,8 +303,16 @@ impl Engine {
         OperationView::new(operation, observed, instance)
     }
 
-    /// A refusal is on record too, though it never ran.
-    async fn record_refusal(&self, id: &str, peer: &Peer, ask: &Ask, observed: &Observed, problem: &Problem) {
+    /// A refusal is on record too, though it never ran. Nobody waits for that: nothing is lost that anybody was promised.
+    fn record_refusal(
+        &self,
+        id: &str,
+        peer: &Peer,
+        ask: &Ask,
+        observed: &Observed,
+        problem: &Problem,
+        key: Option<Key>,
+    ) {
         let plan = Plan {
             reference: observed.reference.clone(),
             identity: agentd_core::operation::Identity::of(observed),
@@ -273,15 +326,12 @@ impl Engine {
         let mut operation = Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms());
         operation.fail(Outcome::Refused, problem);
         self.log(&operation);
-        if let Err(problem) = self.write(&operation).await {
-            tracing::error!(%problem, "a refusal could not be recorded");
-        }
-    }
-
-    async fn write(&self, operation: &Operation) -> Result<(), Problem> {
-        self.journal().write(operation).await.map_err(|error| {
-            Problem::new(Code::StoreUnavailable, error.to_string()).hint("see `ctl health`; reads go on")
-        })
+        let reply = Box::new(Err(problem.clone().into()));
+        let told = told(&operation, None);
+        let mut entries = vec![Entry::Operation(Box::new(operation), Some(reply)), told];
+        // What may pass the next time is not remembered: trying again is the point.
+        entries.extend(key.filter(|_| !matches!(problem.code.http(), 409 | 429 | 503)).map(Entry::Key));
+        self.store().write_later(entries);
     }
 
     fn log(&self, operation: &Operation) {
@@ -337,10 +387,22 @@ fn begun_now(engine: &Engine) -> crate::inventory::Moment {
     engine.book().moment()
 }
 
-fn now_ms() -> u64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+/// What the history tells of an operation: once for each outcome that it had.
+fn told(operation: &Operation, observed: Option<&Observed>) -> Entry {
+    let refused = operation.outcome == Outcome::Refused;
+    let entry = HistoryEntry {
+        seq: 0,
+        at: String::new(),
+        happening: if refused { Happening::Refusal } else { Happening::Change },
+        reference: operation.reference.to_string(),
+        who: Some(operation.who.clone()),
+        operation: Some(operation.id.clone()),
+        verb: Some(operation.verb.to_string()),
+        outcome: Some(operation.outcome),
+        moves: agentd_core::drift::made(operation, observed),
+        code: operation.problem.as_ref().map(|(code, _)| *code),
+        detail: operation.problem.as_ref().map(|(_, detail)| detail.clone()),
+    };
+    let mark = format!("{}/{}", operation.id, operation.outcome.as_str());
+    Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark }))
 }

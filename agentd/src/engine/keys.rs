@@ -1,45 +1,55 @@
 //! Submitting a change: it gets an id and a task of its own, and all who sent it under one Idempotency-Key get its one
-//! reply. Keys are kept in memory; refusals from before the intent are forgotten at once, since trying again is the point.
+//! reply, also when the daemon was restarted in between. Refusals from before the intent are forgotten at once, since trying
+//! again is the point.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::OperationView;
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::Target;
-use agentd_core::operation::Outcome;
+use agentd_core::instance::{Ref, Target};
+use agentd_core::operation::{Identity, Operation, Outcome};
+use agentd_core::plan::{Plan, Targets};
 use futures_util::FutureExt;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use super::{Ask, Engine, Failure, Peer};
+use super::{Ask, Engine, Peer, now_ms};
+use crate::executor::unrecorded;
+use crate::store::{Entry, Key, Recorded, Reply};
 
 /// How long a key is kept.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
+pub(super) const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How many keys are kept of one caller; over that, its oldest go, and nobody else's.
 const MOST: usize = 4096;
-
-/// What a change came to.
-pub(super) type Reply = Result<OperationView, Failure>;
 
 /// A change that was taken on.
 #[derive(Debug, Clone)]
 pub struct Submitted {
     /// Its operation's id.
     pub id: String,
-    reply: watch::Receiver<Option<Reply>>,
+    /// Its reply, or none where that is on record.
+    reply: Option<watch::Receiver<Option<Reply>>>,
+    /// Held while it is acknowledged and while it ends, so that neither overtakes the other half-way.
+    gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Submitted {
-    /// Waits for the change to end.
-    pub async fn reply(mut self) -> Reply {
-        match self.reply.wait_for(Option::is_some).await {
-            Ok(reply) => reply.clone().unwrap_or_else(|| Err(lost().into())),
-            Err(_) => Err(lost().into()),
-        }
+    /// A change, and the one who will say what it came to.
+    pub(super) fn new(id: String) -> (watch::Sender<Option<Reply>>, Submitted) {
+        let (send, reply) = watch::channel(None);
+        (send, Submitted { id, reply: Some(reply), gate: Arc::default() })
+    }
+
+    /// A change whose reply is on record.
+    pub(super) fn recorded(id: String) -> Submitted {
+        Submitted { id, reply: None, gate: Arc::default() }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.reply.as_ref().is_none_or(|reply| reply.borrow().is_some())
     }
 }
 
@@ -50,10 +60,16 @@ fn lost() -> Problem {
 
 #[derive(Debug)]
 struct Kept {
-    /// A digest: bodies are long, and a caller that finds two with the same one misleads only itself.
-    request: u64,
-    born: Instant,
+    /// A digest of the request that it stands for.
+    request: Vec<u8>,
+    born_ms: u64,
     submitted: Submitted,
+}
+
+impl Kept {
+    fn is_over(&self) -> bool {
+        now_ms().saturating_sub(self.born_ms) > u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// The keys in use, by caller.
@@ -65,25 +81,33 @@ impl Keys {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes a key that an earlier life of the daemon was given.
+    pub(super) fn restore(&self, key: Key, submitted: Submitted) {
+        let Key { uid, key, request, born_ms, .. } = key;
+        self.lock().insert((uid, key), Kept { request, born_ms, submitted });
+    }
+
+    /// The reply of an operation is on record from here on, and what is on record may still change: nobody knew, now
+    /// somebody does.
+    pub(super) fn is_on_record(&self, operation: &str) {
+        for kept in self.lock().values_mut().filter(|kept| kept.submitted.id == operation) {
+            kept.submitted.reply = None;
+        }
+    }
+
     fn make_room(kept: &mut HashMap<(u32, String), Kept>, uid: u32) {
         if kept.keys().filter(|(owner, _)| *owner == uid).count() < MOST {
             return;
         }
-        kept.retain(|_, entry| entry.born.elapsed() < KEPT);
+        kept.retain(|_, entry| !entry.is_over());
         let own = kept.iter().filter(|((owner, _), _)| *owner == uid);
-        let ended = own.filter(|(_, entry)| entry.submitted.reply.borrow().is_some());
-        let mut ended: Vec<_> = ended.map(|(key, entry)| (entry.born, key.clone())).collect();
+        let ended = own.filter(|(_, entry)| entry.submitted.has_ended());
+        let mut ended: Vec<_> = ended.map(|(key, entry)| (entry.born_ms, key.clone())).collect();
         ended.sort();
         for (_, key) in ended.into_iter().take(MOST / 8) {
             kept.remove(&key);
         }
     }
-}
-
-fn digest(request: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    request.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// One change that was taken on and has not ended.
@@ -131,12 +155,11 @@ impl Engine {
     /// Takes a change on; it runs to its end whether or not anybody waits for it. `key` is the caller's Idempotency-Key
     /// with the request that it stands for.
     pub fn submit(&self, peer: Peer, ask: Ask, key: Option<(String, String)>) -> Result<Submitted, Problem> {
+        self.refuse_before_restored()?;
         let Some((key, request)) = key else { return Ok(self.spawn(peer, ask, None)) };
-        let (place, request) = ((peer.who.uid, key), digest(&request));
+        let (place, request) = ((peer.who.uid, key), Sha256::digest(request.as_bytes()).to_vec());
         let mut keys = self.inner.keys.lock();
-        if let Some(kept) = keys.get(&place)
-            && kept.born.elapsed() < KEPT
-        {
+        if let Some(kept) = keys.get(&place).filter(|kept| !kept.is_over()) {
             if kept.request == request {
                 return Ok(kept.submitted.clone());
             }
@@ -147,14 +170,56 @@ impl Engine {
             .hint("use a new key for a new request"));
         }
         Keys::make_room(&mut keys, place.0);
-        let submitted = self.spawn(peer, ask, Some(place.clone()));
-        keys.insert(place, Kept { request, born: Instant::now(), submitted: submitted.clone() });
+        let born_ms = now_ms();
+        let key =
+            Key { uid: place.0, key: place.1.clone(), request: request.clone(), operation: String::new(), born_ms };
+        let submitted = self.spawn(peer, ask, Some(key));
+        keys.insert(place, Kept { request, born_ms, submitted: submitted.clone() });
         Ok(submitted)
+    }
+
+    /// Waits for a change to end, and tells what it came to.
+    pub async fn reply(&self, submitted: Submitted) -> Reply {
+        let Some(mut waiting) = submitted.reply else { return self.recorded_reply(&submitted.id).await };
+        match waiting.wait_for(Option::is_some).await {
+            Ok(reply) => reply.clone().unwrap_or_else(|| Err(lost().into())),
+            Err(_) => Err(lost().into()),
+        }
+    }
+
+    async fn recorded_reply(&self, id: &str) -> Reply {
+        match self.store().operation(id).await {
+            Ok(Some(Recorded { reply: Some(reply), .. })) => reply,
+            Ok(_) => Err(lost().into()),
+            Err(error) => Err(unrecorded(&error).into()),
+        }
     }
 
     /// A change that was taken on and isn't on record yet: it looks, or waits for its turn.
     pub(super) fn not_yet_recorded(&self, id: &str) -> Option<OperationView> {
         self.inner.under_way.borrow().get(id).cloned()
+    }
+
+    /// Sees to it that a change which is told to be running is on record before that is told: what was acknowledged is
+    /// accounted for, whatever becomes of the daemon.
+    pub async fn acknowledge(&self, submitted: &Submitted, peer: &Peer, ask: &Ask) -> Result<(), Problem> {
+        let Target::Full(reference) = &ask.target else { return Ok(()) };
+        let _gate = submitted.gate.lock().await;
+        if ask.dry_run || submitted.has_ended() {
+            return Ok(());
+        }
+        if matches!(self.store().operation(&submitted.id).await, Ok(Some(_))) {
+            return Ok(());
+        }
+        let operation = unplanned(&submitted.id, peer, ask, reference);
+        let key =
+            self.inner.keys.lock().iter().find(|(_, kept)| kept.submitted.id == submitted.id).map(|(key, kept)| {
+                let (uid, key) = key.clone();
+                Key { uid, key, request: kept.request.clone(), operation: submitted.id.clone(), born_ms: kept.born_ms }
+            });
+        let mut entries = vec![Entry::Queued(Box::new(operation))];
+        entries.extend(key.map(Entry::Key));
+        self.store().commit(entries).await.map_err(|error| unrecorded(&error))
     }
 
     /// Waits until no change is under way.
@@ -163,24 +228,61 @@ impl Engine {
         let _ = self.inner.under_way.subscribe().wait_for(HashMap::is_empty).await;
     }
 
-    fn spawn(&self, peer: Peer, ask: Ask, key: Option<(u32, String)>) -> Submitted {
-        let id = ulid::Ulid::new().to_string();
-        let (send, reply) = watch::channel(None);
-        let (engine, operation) = (self.clone(), id.clone());
+    fn spawn(&self, peer: Peer, ask: Ask, key: Option<Key>) -> Submitted {
+        let id = self.next_id();
+        let (send, submitted) = Submitted::new(id.clone());
+        let (engine, operation, gate) = (self.clone(), id.clone(), Arc::clone(&submitted.gate));
         let under_way = UnderWay::enter(self, &id, &peer, &ask);
+        let key = key.map(|key| Key { operation: id, ..key });
         tokio::spawn(async move {
             let _under_way = under_way;
-            let reply = AssertUnwindSafe(engine.change(operation, peer, ask)).catch_unwind().await;
-            let reply = reply.unwrap_or_else(|_| Err(lost().into()));
-            if let (Some(key), Err(failure)) = (&key, &reply)
-                && failure.operation.is_none()
-                && matches!(failure.problem.code.http(), 409 | 429 | 503)
-            {
-                engine.inner.keys.lock().remove(key);
+            let (asker, asked) = (peer.clone(), ask.clone());
+            let place = key.as_ref().map(|key| (key.uid, key.key.clone()));
+            let change = AssertUnwindSafe(engine.change(operation.clone(), peer, ask, key)).catch_unwind();
+            let reply = change.await.unwrap_or_else(|_| Err(lost().into()));
+            let forgotten = matches!(&reply, Err(failure) if failure.operation.is_none()
+                && matches!(failure.problem.code.http(), 409 | 429 | 503));
+            let gate = gate.lock().await;
+            engine.end_unplanned(&operation, &asker, &asked, &reply).await;
+            if let (Some(place), true) = (&place, forgotten) {
+                engine.inner.keys.lock().remove(place);
             }
             // Nobody may be waiting any more.
             let _ = send.send(Some(reply));
+            drop(gate);
+            if place.is_some()
+                && matches!(engine.store().operation(&operation).await, Ok(Some(Recorded { reply: Some(_), .. })))
+            {
+                engine.inner.keys.is_on_record(&operation);
+            }
         });
-        Submitted { id, reply }
+        submitted
     }
+
+    /// A change that was acknowledged before it had a plan, and then came to nothing, ends on record too.
+    async fn end_unplanned(&self, id: &str, peer: &Peer, ask: &Ask, reply: &Reply) {
+        let (Target::Full(reference), Err(failure)) = (&ask.target, reply) else { return };
+        let Ok(Some(recorded)) = self.store().operation(id).await else { return };
+        if !recorded.operation.is_open() || !recorded.operation.steps.is_empty() {
+            return;
+        }
+        let mut operation = unplanned(id, peer, ask, reference);
+        operation.fail(Outcome::Refused, &failure.problem);
+        self.record_end(&operation, reply, None).await;
+    }
+}
+
+/// A change that has no plan yet.
+fn unplanned(id: &str, peer: &Peer, ask: &Ask, reference: &Ref) -> Operation {
+    let plan = Plan {
+        reference: reference.clone(),
+        identity: Identity { id: String::new(), boot: None },
+        verb: ask.wish.verb(),
+        targets: Targets::default(),
+        steps: Vec::new(),
+        charge: agentd_core::ledger::Charge::ZERO,
+        undoes: None,
+        notes: Vec::new(),
+    };
+    Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms())
 }

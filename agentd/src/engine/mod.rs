@@ -7,14 +7,15 @@
 mod change;
 mod keys;
 mod read;
+mod recovery;
 #[cfg(test)]
 mod tests;
-mod unsettled;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentd_core::access::{AccessTable, Caller, Decision, Right};
 use agentd_core::api::OperationView;
@@ -23,15 +24,18 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref, Target};
 use agentd_core::operation::Who;
 use agentd_core::plan::HostCapacity;
-use tokio::sync::watch;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch as channel;
 use tokio::time::Instant;
 
 pub use change::{Ask, Wish};
+pub use keys::Submitted;
 pub use read::Filter;
 
 use crate::backend::{Backend, BackendError, Look};
+use crate::executor::unrecorded;
 use crate::inventory::Book;
-use crate::journal::Journal;
+use crate::store::{Store, StoreError};
 
 /// How long a request waits for the listing of one kind; then what was known of it before has to do, and is told.
 const LISTING_PATIENCE: Duration = Duration::from_secs(3);
@@ -59,7 +63,7 @@ pub struct Peer {
 }
 
 /// A request that ended badly, with the operation where there is one.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failure {
     /// Why.
     pub problem: Problem,
@@ -90,11 +94,16 @@ struct Inner {
     sources: BTreeMap<Kind, Source>,
     settings: RwLock<Arc<Settings>>,
     book: Mutex<Book>,
-    journal: Arc<dyn Journal>,
+    store: Store,
+    /// Whether what an earlier life of the daemon left behind is taken up; before that nothing is changed.
+    restored: AtomicBool,
+    ids: Mutex<ulid::Generator>,
     slots: Mutex<HashMap<Ref, Arc<Slot>>>,
+    /// When drift of an instance was put back last.
+    repaired: Mutex<HashMap<Ref, Instant>>,
     keys: keys::Keys,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
-    under_way: watch::Sender<HashMap<String, OperationView>>,
+    under_way: channel::Sender<HashMap<String, OperationView>>,
 }
 
 /// The engine; clones share one.
@@ -105,7 +114,8 @@ pub struct Engine {
 
 impl Engine {
     /// An engine over these backends, one a kind. `epoch` must differ from that of every earlier life.
-    pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings, journal: Arc<dyn Journal>, epoch: String) -> Self {
+    /// Changes nothing before [`Engine::restore`] has gone well.
+    pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings, store: Store, epoch: String) -> Self {
         let source =
             |backend: Arc<dyn Backend>| (backend.kind(), Source { backend, listed: tokio::sync::Mutex::default() });
         let book = Mutex::new(Book::new(&settings.config, settings.host, epoch));
@@ -114,10 +124,13 @@ impl Engine {
                 sources: backends.into_iter().map(source).collect(),
                 settings: RwLock::new(Arc::new(settings)),
                 book,
-                journal,
+                store,
+                restored: AtomicBool::new(false),
+                ids: Mutex::new(ulid::Generator::new()),
                 slots: Mutex::default(),
+                repaired: Mutex::default(),
                 keys: keys::Keys::default(),
-                under_way: watch::Sender::default(),
+                under_way: channel::Sender::default(),
             }),
         }
     }
@@ -147,9 +160,24 @@ impl Engine {
         *settings = Arc::new(Settings { config: config.clone(), access: access.clone(), host: *host, notes });
     }
 
-    /// The record of operations.
-    pub fn journal(&self) -> &dyn Journal {
-        &*self.inner.journal
+    /// The record.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Operations of one daemon sort by the order in which they came, also within a millisecond.
+    fn next_id(&self) -> String {
+        let mut ids = self.inner.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.generate().unwrap_or_else(|_| ulid::Ulid::new()).to_string()
+    }
+
+    /// Refuses changes while nobody knows what an earlier life of the daemon promised and left unfinished.
+    fn refuse_before_restored(&self) -> Result<(), Problem> {
+        if self.inner.restored.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let why = self.store().trouble().unwrap_or_else(|| "it is being read".into());
+        Err(unrecorded(&StoreError::Unwritable(why)))
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -199,8 +227,8 @@ impl Engine {
         let begun = self.book().moment();
         match backend.observe(name, look).await {
             Ok(observed) => {
-                let mut book = self.book();
-                book.record(observed.clone(), begun, &self.settings().config, false);
+                let drift = self.book().record(observed.clone(), begun, &self.settings().config, false);
+                self.drifted(drift);
                 Ok(observed)
             }
             Err(error) => {
@@ -280,21 +308,15 @@ impl Engine {
         let (started, begun) = (Instant::now(), self.book().moment());
         let listing = source.backend.list().await;
         *listed = Some(started);
-        let mut book = self.book();
         match listing {
-            Ok(listing) => book.record_listing(kind, listing, begun, &self.settings().config),
+            Ok(listing) => {
+                let drift = self.book().record_listing(kind, listing, begun, &self.settings().config);
+                self.drifted(drift);
+            }
             Err(error) => {
                 tracing::warn!(%kind, %error, "a backend can't be listed");
-                book.record_unavailable(kind, error.to_string());
+                self.book().record_unavailable(kind, error.to_string());
             }
-        }
-    }
-
-    /// Keeps the inventory true while nobody asks. Runs until the daemon ends.
-    pub async fn keep_fresh(&self, every: Duration) {
-        loop {
-            self.refresh(Duration::ZERO).await;
-            tokio::time::sleep(every).await;
         }
     }
 
@@ -306,6 +328,14 @@ impl Engine {
         }
         Arc::clone(slots.entry(reference.clone()).or_default())
     }
+}
+
+fn now_ms() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A place in an instance's queue.

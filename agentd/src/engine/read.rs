@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use agentd_core::access::{Decision, Right};
 use agentd_core::api::{
-    BackendHealth, Capacity, CapacityOf, Health, HoldKind, Instance, InstanceList, KindUse, LimitUse, OperationView,
-    SizeList, SizeView,
+    BackendHealth, Capacity, CapacityOf, Happening, Health, HistoryEntry, HistoryList, HoldKind, Instance,
+    InstanceList, KindUse, LimitUse, OperationView, SizeList, SizeView,
 };
 use agentd_core::config::VmMemory;
 use agentd_core::error::{Code, Problem};
@@ -16,7 +16,9 @@ use agentd_core::operation::{Operation, Outcome};
 use agentd_core::pattern::Pattern;
 use agentd_core::units::Limit;
 
-use super::{Engine, Peer, not_found};
+use super::{Engine, Failure, Peer, not_found, now_ms};
+use crate::executor::unrecorded;
+use crate::store::{Entry, Page, Recorded, Told};
 
 /// Which instances a list shows.
 #[derive(Debug, Default)]
@@ -85,11 +87,44 @@ impl Engine {
 
     /// Lifts `needs-attention` after a fresh look.
     pub async fn clear_hold(&self, peer: &Peer, target: &Target) -> Result<Instance, Problem> {
+        self.refuse_before_restored()?;
         let observed = self.find(peer, target).await?;
         self.authorize(peer, Right::Admin, &observed)?;
         let reference = &observed.reference;
-        let lifted = self.book().lift(reference, HoldKind::NeedsAttention);
+        let (lifted, reason, version, known) = {
+            let mut book = self.book();
+            let holds = book.get(reference).map(|known| known.holds.clone()).unwrap_or_default();
+            let reason = holds.into_iter().find(|hold| hold.hold == HoldKind::NeedsAttention).map(|hold| hold.reason);
+            let lifted = book.lift(reference, HoldKind::NeedsAttention);
+            let version = book.get(reference).map(|known| known.version.clone()).unwrap_or_default();
+            (lifted, reason, version, book.take_unrecorded())
+        };
         tracing::info!(instance = %reference, uid = peer.who.uid, lifted, "hold cleared");
+        if !lifted {
+            self.store().write_later(known);
+            return self.show(peer, &Target::Full(reference.clone())).await;
+        }
+        let entry = HistoryEntry {
+            seq: 0,
+            at: String::new(),
+            happening: Happening::HoldCleared,
+            reference: reference.to_string(),
+            who: Some(peer.who.clone()),
+            operation: None,
+            verb: Some("clear-hold".into()),
+            outcome: None,
+            moves: Vec::new(),
+            code: None,
+            detail: reason.clone(),
+        };
+        let mark = format!("clear-hold/{version}");
+        let mut entries = known;
+        entries.push(Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark })));
+        if let Err(error) = self.store().commit(entries).await {
+            // After a restart it would be there again: then it is there now.
+            self.book().hold(reference, HoldKind::NeedsAttention, reason.unwrap_or_default());
+            return Err(unrecorded(&error));
+        }
         self.show(peer, &Target::Full(reference.clone())).await
     }
 
@@ -175,33 +210,74 @@ impl Engine {
     }
 
     /// An operation of the caller's own, or anybody's with the right `admin`.
-    pub fn operation(&self, peer: &Peer, id: &str) -> Result<OperationView, Problem> {
+    pub async fn operation(&self, peer: &Peer, id: &str) -> Result<OperationView, Problem> {
         let missing = || Problem::new(Code::NotFound, "there is no such operation");
-        let Some(operation) = self.journal().get(id) else {
-            let own = |view: &OperationView| view.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
-            return self.not_yet_recorded(id).filter(own).ok_or_else(missing);
-        };
-        if !self.may_see_operation(peer, &operation) {
-            return Err(missing());
+        let own = |view: &OperationView| view.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
+        let not_yet = self.not_yet_recorded(id).filter(own);
+        match self.store().operation(id).await {
+            Ok(Some(recorded)) if self.may_see_operation(peer, &recorded.operation) => Ok(self.view_of(recorded)),
+            Ok(Some(_)) => Err(missing()),
+            Ok(None) => not_yet.ok_or_else(missing),
+            Err(error) => not_yet.ok_or_else(|| unrecorded(&error)),
         }
-        Ok(self.view(&operation, None))
     }
 
     /// An operation that was just submitted, as the record has it.
-    pub fn running(&self, id: &str) -> Option<OperationView> {
-        let recorded = self.journal().get(id).map(|operation| self.view(&operation, None));
-        recorded.or_else(|| self.not_yet_recorded(id))
+    pub async fn running(&self, id: &str) -> Option<OperationView> {
+        let recorded = self.store().operation(id).await.ok().flatten();
+        recorded.map(|recorded| self.view_of(recorded)).or_else(|| self.not_yet_recorded(id))
+    }
+
+    /// As its caller was told at its end; as it stands before that.
+    fn view_of(&self, recorded: Recorded) -> OperationView {
+        let Recorded { operation, reply } = recorded;
+        match reply {
+            Some(Ok(view)) => view,
+            Some(Err(Failure { operation: Some(view), .. })) => *view,
+            _ => self.view(&operation, None),
+        }
     }
 
     /// The newest operations that a caller may see, those of one instance where it is named.
-    pub fn operations(&self, peer: &Peer, reference: Option<&Ref>, limit: usize) -> Vec<OperationView> {
-        let newest = self.journal().newest(reference, usize::MAX);
-        newest
-            .iter()
-            .filter(|operation| self.may_see_operation(peer, operation))
-            .take(limit.clamp(1, LONGEST_PAGE))
-            .map(|operation| OperationView::new(operation, None, None))
-            .collect()
+    pub async fn operations(
+        &self,
+        peer: &Peer,
+        reference: Option<&Ref>,
+        limit: usize,
+    ) -> Result<Vec<OperationView>, Problem> {
+        let limit = limit.clamp(1, LONGEST_PAGE);
+        let own = self.only_own(peer);
+        let newest = self.store().newest(reference.map(Ref::to_string), own, limit).await;
+        let newest = newest.map_err(|error| unrecorded(&error))?;
+        let visible = newest.iter().filter(|operation| self.may_see_operation(peer, operation));
+        Ok(visible.map(|operation| OperationView::new(operation, None, None)).collect())
+    }
+
+    /// The history, newest first: everything with the right `admin`, else what the caller itself asked for.
+    pub async fn history(&self, peer: &Peer, mut page: Page) -> Result<HistoryList, Problem> {
+        page.limit = page.limit.clamp(1, LONGEST_PAGE);
+        page.uid = self.only_own(peer);
+        let items = self.store().history(page.clone()).await.map_err(|error| unrecorded(&error))?;
+        let next = if items.len() == page.limit { items.last().map(|entry| entry.seq) } else { None };
+        let access = &self.settings().access;
+        let seen = |entry: &HistoryEntry| {
+            let labels = self.labels(&entry.reference);
+            let admin = access.decide(&peer.caller, Right::Admin, Some((&entry.reference, &labels)));
+            let own = entry.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
+            matches!(admin, Decision::Allowed { .. }) || own
+        };
+        Ok(HistoryList { items: items.into_iter().filter(seen).collect(), next })
+    }
+
+    /// The caller's uid, where it may see nobody else's operations anywhere.
+    fn only_own(&self, peer: &Peer) -> Option<u32> {
+        let admin = self.settings().access.decide(&peer.caller, Right::Admin, None);
+        (!matches!(admin, Decision::Allowed { .. })).then_some(peer.who.uid)
+    }
+
+    fn labels(&self, reference: &str) -> BTreeMap<String, String> {
+        let Ok(Target::Full(reference)) = reference.parse() else { return BTreeMap::new() };
+        self.book().get(&reference).map(|known| known.observed.labels.clone()).unwrap_or_default()
     }
 
     fn may_see_operation(&self, peer: &Peer, operation: &Operation) -> bool {
@@ -228,6 +304,8 @@ impl Engine {
         let backends = futures_util::future::join_all(looks).await;
         let settings = self.settings();
         let mut notes = settings.notes.clone();
+        let trouble = self.store().trouble();
+        notes.extend(trouble.as_ref().map(|why| format!("changes are refused: {why}")));
         let seen =
             |observed: &Observed| settings.access.can_see(&peer.caller, observed.reference.as_str(), &observed.labels);
         for known in self.book().all().filter(|known| seen(&known.observed)) {
@@ -236,7 +314,7 @@ impl Engine {
             }
         }
         Health {
-            ok: backends.iter().all(|backend| backend.ok) && settings.notes.is_empty(),
+            ok: backends.iter().all(|backend| backend.ok) && settings.notes.is_empty() && trouble.is_none(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             read_only: settings.config.server.read_only,
             backends,

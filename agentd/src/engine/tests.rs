@@ -2,6 +2,7 @@
 //! fault at each step.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agentd_core::access::{AccessTable, Caller, Right};
@@ -12,12 +13,13 @@ use agentd_core::instance::{Kind, Observed, Ref, State, Target};
 use agentd_core::operation::{Outcome, StepState, Who};
 use agentd_core::plan::{HostCapacity, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
+use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::{Ask, Engine, Failure, Peer, Settings, Wish};
 use crate::backend::fake::{Fake, FakeSpec};
 use crate::backend::{Backend, Look};
-use crate::journal::MemoryJournal;
+use crate::store::{Location, Store};
 
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(16 * 1024) };
 
@@ -27,7 +29,16 @@ fn engine(spec: serde_json::Value, config: &str) -> (Engine, Arc<Fake>) {
     let config = Config::parse("test", config).unwrap();
     let settings = Settings { config, access: AccessTable::new(Vec::new(), 0), host: HOST, notes: Vec::new() };
     let backends: Vec<Arc<dyn Backend>> = vec![Arc::clone(&fake) as Arc<dyn Backend>];
-    (Engine::new(backends, settings, Arc::new(MemoryJournal::default()), "test".into()), fake)
+    let engine = Engine::new(backends, settings, store(), "test".into());
+    engine.restore().now_or_never().unwrap().unwrap();
+    (engine, fake)
+}
+
+/// A store in memory, of its own.
+fn store() -> Store {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("/engine-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    Store::inline(Location { path: name.into(), vfs: Some("memdb".into()) }, true)
 }
 
 /// One VM `web`: 2 of 4 vCPUs, 1 of 4 GiB, 200 MiB in use, and these faults.
@@ -62,7 +73,7 @@ fn resize(body: &serde_json::Value, wait: Duration) -> Ask {
 }
 
 async fn submit(engine: &Engine, ask: Ask) -> Result<OperationView, Failure> {
-    engine.submit(peer(), ask, None).unwrap().reply().await
+    engine.reply(engine.submit(peer(), ask, None).unwrap()).await
 }
 
 async fn seen(fake: &Fake) -> Observed {
@@ -191,7 +202,7 @@ async fn a_call_that_hangs_is_unknown_keeps_its_charge_and_is_settled_by_what_is
         let held = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
         assert_eq!(held.problem.code, Code::Held);
         tokio::time::sleep(Duration::from_secs(2)).await;
-        assert_eq!(engine.operation(&peer(), &id).unwrap().outcome, outcome, "{fault}");
+        assert_eq!(engine.operation(&peer(), &id).await.unwrap().outcome, outcome, "{fault}");
         assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(cpus), "{fault}");
         assert!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.is_empty());
     }
@@ -207,7 +218,7 @@ async fn what_somebody_else_changed_meanwhile_is_not_undone() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let theirs = Some(Limit::At(ByteCount::mib(1536)));
     fake.meddle("web", &Values { memory: theirs, ..Values::default() });
-    let failure = running.reply().await.unwrap_err();
+    let failure = engine.reply(running).await.unwrap_err();
     assert_eq!(seen(&fake).await.memory.accepted, theirs, "{}", failure.problem);
     assert_eq!((failure.problem.code, failure.operation.unwrap().outcome), (Code::Partial, Outcome::Partial));
     assert_eq!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.len(), 1);
@@ -222,7 +233,7 @@ async fn a_restart_meanwhile_abandons_the_change_and_takes_back_what_was_saved()
     // The saved step is done, the live one is on its way.
     tokio::time::sleep(Duration::from_millis(150)).await;
     fake.restart("web");
-    let failure = running.reply().await.unwrap_err();
+    let failure = engine.reply(running).await.unwrap_err();
     let view = failure.operation.unwrap();
     assert_eq!((failure.problem.code, view.outcome), (Code::InvalidState, Outcome::Abandoned), "{}", failure.problem);
     assert_eq!(seen(&fake).await.cpus.persistent, Some(Limit::At(Cpus::whole(2))));
@@ -289,7 +300,7 @@ async fn concurrent_growth_never_passes_the_cap_and_uses_all_of_it() {
     let replies = (0..40).map(|n| {
         let target = Target::Full(Ref::new(Kind::Vm, &format!("i{n}")).unwrap());
         let ask = Ask { target, ..resize(&serde_json::json!({"cpus": "+1"}), SHORT) };
-        engine.submit(peer(), ask, None).unwrap().reply()
+        engine.reply(engine.submit(peer(), ask, None).unwrap())
     });
     let replies = futures_util::future::join_all(replies).await;
     let refused =
@@ -320,7 +331,7 @@ async fn one_change_runs_one_waits_and_the_next_hears_busy() {
     spec["delay_ms"] = 100.into();
     let (engine, _fake) = engine(spec, CONFIG);
     let bodies = [3, 4, 2].map(|cpus| resize(&serde_json::json!({"cpus": cpus}), SHORT));
-    let replies = bodies.map(|ask| engine.submit(peer(), ask, None).unwrap().reply());
+    let replies = bodies.map(|ask| engine.reply(engine.submit(peer(), ask, None).unwrap()));
     let replies = futures_util::future::join_all(replies).await;
     assert_eq!(replies.iter().filter(|reply| reply.is_ok()).count(), 2);
     assert!(replies.iter().any(|reply| matches!(reply, Err(f) if f.problem.code == Code::Busy)));
@@ -333,7 +344,7 @@ async fn one_idempotency_key_has_one_effect() {
     let (engine, fake) = engine(spec, CONFIG);
     let body = serde_json::json!({"cpus": "+1"});
     let key = || Some(("key".to_owned(), "request".to_owned()));
-    let replies = (0..20).map(|_| engine.submit(peer(), resize(&body, SHORT), key()).unwrap().reply());
+    let replies = (0..20).map(|_| engine.reply(engine.submit(peer(), resize(&body, SHORT), key()).unwrap()));
     let replies = futures_util::future::join_all(replies).await;
     let ids: std::collections::BTreeSet<_> = replies.into_iter().map(|reply| reply.unwrap().operation).collect();
     assert_eq!(ids.len(), 1);
@@ -408,7 +419,7 @@ async fn a_change_that_looked_before_another_one_ended_looks_again() {
     let slow = engine.submit(peer(), more.clone(), None).unwrap();
     tokio::time::sleep(SHORT).await;
     submit(&engine, more).await.unwrap();
-    slow.reply().await.unwrap();
+    engine.reply(slow).await.unwrap();
     assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(4))));
 }
 
@@ -449,9 +460,9 @@ async fn refusals_are_on_record_too() {
     let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
     let stranger = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, ..peer() };
     let ask = resize(&serde_json::json!({"cpus": 3}), SHORT);
-    let failure = engine.submit(stranger, ask, None).unwrap().reply().await.unwrap_err();
+    let failure = engine.reply(engine.submit(stranger, ask, None).unwrap()).await.unwrap_err();
     assert_eq!(failure.problem.code, Code::Forbidden);
-    let recorded = engine.operations(&peer(), Some(&reference()), 10);
+    let recorded = engine.operations(&peer(), Some(&reference()), 10).await.unwrap();
     assert_eq!(recorded.iter().map(|view| view.outcome).collect::<Vec<_>>(), [Outcome::Refused]);
 }
 
@@ -461,10 +472,10 @@ async fn a_change_is_told_as_running_before_it_is_on_record_and_waited_for_at_th
     spec["delay_ms"] = 1000.into();
     let (engine, fake) = engine(spec, CONFIG);
     let submitted = engine.submit(peer(), resize(&serde_json::json!({"cpus": 3}), SHORT), None).unwrap();
-    assert_eq!(engine.running(&submitted.id).unwrap().outcome, Outcome::Running);
-    assert_eq!(engine.operation(&peer(), &submitted.id).unwrap().outcome, Outcome::Running);
+    assert_eq!(engine.running(&submitted.id).await.unwrap().outcome, Outcome::Running);
+    assert_eq!(engine.operation(&peer(), &submitted.id).await.unwrap().outcome, Outcome::Running);
     let other = Peer { who: Who { uid: 7, ..peer().who }, ..peer() };
-    assert_eq!(engine.operation(&other, &submitted.id).unwrap_err().code, Code::NotFound);
+    assert_eq!(engine.operation(&other, &submitted.id).await.unwrap_err().code, Code::NotFound);
     drop(submitted);
     engine.idle().await;
     assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(3))));
@@ -486,12 +497,12 @@ async fn one_callers_keys_push_out_nobody_elses() {
     let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
     let more = || resize(&serde_json::json!({"cpus": "+1"}), SHORT);
     let key = |key: &str| Some((key.to_owned(), "request".to_owned()));
-    engine.submit(peer(), more(), key("mine")).unwrap().reply().await.unwrap();
+    engine.reply(engine.submit(peer(), more(), key("mine")).unwrap()).await.unwrap();
     let other = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
     for n in 0..20_000 {
-        engine.submit(other.clone(), more(), key(&n.to_string())).unwrap().reply().await.unwrap_err();
+        engine.reply(engine.submit(other.clone(), more(), key(&n.to_string())).unwrap()).await.unwrap_err();
     }
-    engine.submit(peer(), more(), key("mine")).unwrap().reply().await.unwrap();
+    engine.reply(engine.submit(peer(), more(), key("mine")).unwrap()).await.unwrap();
     assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(3))));
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agentd_core::access::{Decision, Right};
 use agentd_core::api::{
-    Capacity, Health, Instance, InstanceList, OperationList, OperationView, ProblemDocument, ResizeRequest, SizeList,
-    StartRequest, StopRequest,
+    Capacity, Health, HistoryList, Instance, InstanceList, OperationList, OperationView, ProblemDocument,
+    ResizeRequest, SizeList, StartRequest, StopRequest,
 };
 use agentd_core::config::parse_duration;
 use agentd_core::error::{Code, Problem};
@@ -27,6 +27,7 @@ use utoipa_axum::routes;
 use super::body::Json;
 use super::problem::{Refusal, json};
 use crate::engine::{Ask, Engine, Filter, Peer, Wish};
+use crate::store::Page;
 
 /// How long a change waits for the guest where the request doesn't say.
 const DEFAULT_WAIT: Duration = Duration::from_secs(10);
@@ -65,6 +66,7 @@ fn table() -> OpenApiRouter<Engine> {
         .routes(need(Right::Read, routes!(sizes)))
         .routes(need(Right::Read, routes!(operations)))
         .routes(need(Right::Read, routes!(operation)))
+        .routes(need(Right::Read, routes!(history)))
         .routes(need(Right::Read, routes!(health)))
 }
 
@@ -337,15 +339,45 @@ async fn operations(
     query: Result<Query<OperationsQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
     let query = decode_query(query)?;
-    let reference = match query.reference.as_deref().map(str::parse).transpose()? {
-        None => None,
-        Some(Target::Full(reference)) => Some(reference),
-        Some(Target::Bare(_)) => {
-            return Err(Problem::new(Code::InvalidRequest, "ref must name the kind, as in vm/web").into());
-        }
-    };
-    let items = engine.operations(&peer, reference.as_ref(), query.limit.unwrap_or(DEFAULT_OPERATIONS));
+    let reference = full_reference(query.reference.as_deref())?;
+    let limit = query.limit.unwrap_or(DEFAULT_OPERATIONS);
+    let items = engine.operations(&peer, reference.as_ref(), limit).await?;
     Ok(json(StatusCode::OK, &OperationList { items }))
+}
+
+/// What `GET /v1/history` takes.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct HistoryQuery {
+    /// Of this instance only, `vm/web`.
+    #[serde(rename = "ref")]
+    #[param(rename = "ref")]
+    reference: Option<String>,
+    /// At most this many.
+    limit: Option<usize>,
+    /// Before this `seq`: the `next` of the page before.
+    before: Option<u64>,
+}
+
+/// Who did what, newest first: everything with the right `admin`, else what the caller itself asked for.
+#[utoipa::path(get, path = "/v1/history", params(HistoryQuery), responses(
+    (status = 200, body = HistoryList),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn history(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let query = decode_query(query)?;
+    let page = Page {
+        reference: full_reference(query.reference.as_deref())?.map(|reference| reference.to_string()),
+        uid: None,
+        before: query.before,
+        limit: query.limit.unwrap_or(DEFAULT_OPERATIONS),
+    };
+    Ok(json(StatusCode::OK, &engine.history(&peer, page).await?))
 }
 
 /// One operation.
@@ -358,7 +390,7 @@ async fn operation(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refusal> {
     let Path(id) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
-    Ok(json(StatusCode::OK, &engine.operation(&peer, &id)?))
+    Ok(json(StatusCode::OK, &engine.operation(&peer, &id).await?))
 }
 
 /// Whether agentd and its backends are well.
@@ -390,19 +422,25 @@ async fn change(
     let key = text_header(headers, "idempotency-key")?.map(|key| (key.to_owned(), request));
     let bound = prefer_wait(headers)?;
     let ask = Ask { target, wish, right, dry_run, if_version };
-    let submitted = engine.submit(peer, ask, key)?;
-    let id = submitted.id.clone();
+    let submitted = engine.submit(peer.clone(), ask.clone(), key)?;
     let reply = match bound {
-        None => submitted.reply().await,
-        Some(bound) => match tokio::time::timeout(bound, submitted.clone().reply()).await {
+        None => engine.reply(submitted).await,
+        Some(bound) => match tokio::time::timeout(bound, engine.reply(submitted.clone())).await {
             Ok(reply) => reply,
-            Err(_) => match engine.running(&id) {
-                Some(view) => return Ok(accepted(&id, &view)),
-                // It ended this very moment and left no record.
-                None => submitted.reply().await,
-            },
+            Err(_) => {
+                engine.acknowledge(&submitted, &peer, &ask).await?;
+                match engine.running(&submitted.id).await {
+                    Some(view) if view.outcome == Outcome::Running => {
+                        crate::failpoint::reach("reply: before").await;
+                        return Ok(accepted(&submitted.id, &view));
+                    }
+                    // It ended this very moment.
+                    _ => engine.reply(submitted).await,
+                }
+            }
         },
     };
+    crate::failpoint::reach("reply: before").await;
     let view = reply?;
     let status = if view.outcome == Outcome::Running { StatusCode::ACCEPTED } else { StatusCode::OK };
     let mut response = json(status, &view);
@@ -434,6 +472,14 @@ fn anywhere(engine: &Engine, peer: &Peer, right: Right) -> Result<(), Problem> {
 fn decode_path(path: Result<Path<(String, String)>, PathRejection>) -> Result<Target, Problem> {
     let Path((kind, name)) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
     Ok(Target::Full(Ref::new(kind.parse()?, &name)?))
+}
+
+fn full_reference(text: Option<&str>) -> Result<Option<Ref>, Problem> {
+    match text.map(str::parse).transpose()? {
+        None => Ok(None),
+        Some(Target::Full(reference)) => Ok(Some(reference)),
+        Some(Target::Bare(_)) => Err(Problem::new(Code::InvalidRequest, "ref must name the kind, as in vm/web")),
+    }
 }
 
 fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {

@@ -130,6 +130,16 @@ pub enum Action {
     Kill,
 }
 
+impl Action {
+    /// Whether it concerns one run of its instance.
+    pub fn is_live(&self) -> bool {
+        match self {
+            Action::Set { scope, .. } | Action::Restore { scope, .. } => *scope != Scope::Saved,
+            Action::Start | Action::Shutdown | Action::Kill => false,
+        }
+    }
+}
+
 /// How sure it is that a step can be taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -169,6 +179,14 @@ pub struct Step {
     pub class: UndoClass,
     /// What must be seen afterwards.
     pub settle: Settle,
+}
+
+impl Step {
+    /// Whether its beginning is on record before it begins. What an exact step did can be told from what is seen; what waits
+    /// for a guest, or can't be taken back for sure, can't.
+    pub fn is_marked(&self) -> bool {
+        self.class != UndoClass::Exact || self.settle != Settle::AtOnce
+    }
 }
 
 /// The value of one field before, and the value asked for.

@@ -66,8 +66,9 @@ pub fn unchanged_since(action: &Action, observed: &Observed) -> bool {
 }
 
 /// Whether what is there may have come of a step that failed: each field has what the step was to set or what its undo puts
-/// back. vCPUs are plugged one by one, so those of a VM may be on the way. Anything else was set by somebody else.
-pub fn may_be_ours(action: &Action, undo: &Action, observed: &Observed) -> bool {
+/// back. vCPUs are plugged one by one, so those of a VM may be on the way; so may its balloon in a recovery, because what
+/// target it was given not every hypervisor tells. Anything else was set by somebody else.
+pub fn may_be_ours(action: &Action, undo: &Action, observed: &Observed, recovering: bool) -> bool {
     let (Action::Set { scope, values: new }, Action::Restore { values: old, .. }) = (action, undo) else { return true };
     fn value<T: Copy>(scope: Scope, reading: &Reading<T>) -> Option<Limit<T>> {
         if scope == Scope::Live { reading.accepted } else { reading.persistent }
@@ -82,9 +83,18 @@ pub fn may_be_ours(action: &Action, undo: &Action, observed: &Observed) -> bool 
             _ => false,
         };
     let memory = value(*scope, &observed.memory);
+    let balloon_on_the_way = recovering
+        && *scope == Scope::Live
+        && observed.reference.kind() == Kind::Vm
+        && match (new.memory.and_then(Limit::at), old.memory.and_then(Limit::at), memory.and_then(Limit::at)) {
+            (Some(new), Some(old), Some(now)) => (new.min(old)..=new.max(old)).contains(&now),
+            _ => false,
+        };
     (on_the_way || either(new.cpus, old.cpus, cpus))
         && either(new.cpu_limit, old.cpu_limit, value(*scope, &observed.cpu_limit))
-        && (new.memory.is_none() || memory.is_some() && (memory == new.memory || memory == old.memory))
+        && (new.memory.is_none()
+            || balloon_on_the_way
+            || memory.is_some() && (memory == new.memory || memory == old.memory))
 }
 
 fn field<T: Copy + PartialEq + std::fmt::Display>(

@@ -1,0 +1,193 @@
+//! Operations that nobody saw the end of: the daemon ended in the middle of them, or a call did not return. The instance is
+//! held and its charge stays until its backend answers and the truth is observed; then the change is brought to an end, and
+//! the hold ends by itself, or becomes one that wants a look.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use agentd_core::api::HoldKind;
+use agentd_core::error::{Code, Problem};
+use agentd_core::instance::{Ref, State};
+use agentd_core::operation::{Operation, Outcome};
+use agentd_core::plan::Verb;
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::keys::{KEPT, Submitted};
+use super::{Engine, millis, now_ms};
+use crate::backend::{BackendError, Look};
+use crate::executor::{Ended, Executor};
+use crate::store::{Reply, StoreError};
+
+/// How often an instance is looked at. Also before the first look: what an earlier life of the daemon had just sent to an
+/// engine has arrived by then.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long agentd waits before it reads a record again that it could not read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// Takes up what an earlier life of the daemon left behind: what it knew and promised, the keys that it was given, the
+    /// changes that it did not end. Changes are refused until this has gone well.
+    pub async fn restore(&self) -> Result<(), StoreError> {
+        let loaded = self.store().load(now_ms().saturating_sub(millis(KEPT))).await?;
+        let mut unfinished: BTreeMap<Ref, Vec<Operation>> = BTreeMap::new();
+        {
+            let mut book = self.book();
+            let config = &self.settings().config;
+            for remembered in loaded.remembered {
+                // An instance of a kind that is switched off by now is neither seen nor charged.
+                if let Ok(backend) = self.backend(remembered.observed.reference.kind()) {
+                    backend.recall(&remembered.observed);
+                    book.restore(remembered, config);
+                }
+            }
+            for operation in loaded.unfinished {
+                let reason = format!("agentd was ended in the middle of a {} of it", operation.verb);
+                book.recovering(&operation.reference, operation.charge, reason);
+                unfinished.entry(operation.reference.clone()).or_default().push(operation);
+            }
+        }
+        let mut replies = BTreeMap::new();
+        for key in loaded.keys {
+            let id = key.operation.clone();
+            let open = unfinished.values().flatten().any(|operation| operation.id == id);
+            let submitted = if open {
+                let (send, submitted) = Submitted::new(id.clone());
+                replies.insert(id, send);
+                submitted
+            } else {
+                Submitted::recorded(id)
+            };
+            self.inner.keys.restore(key, submitted);
+        }
+        for operations in unfinished.into_values() {
+            tracing::warn!(instance = %operations[0].reference, count = operations.len(), "changes that were cut off");
+            let replies = operations.iter().map(|operation| replies.remove(&operation.id)).collect();
+            self.recover_in_order(operations, replies);
+        }
+        self.inner.restored.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Tries until that has gone well.
+    pub async fn restore_when_possible(&self) {
+        while let Err(error) = self.restore().await {
+            tracing::debug!(%error, "the record still can't be read");
+            sleep(PATIENCE).await;
+        }
+    }
+
+    /// Brings operations of one instance to their ends, the oldest first. Runs beside everything else.
+    pub(super) fn recover(&self, operations: Vec<Operation>) {
+        let replies = operations.iter().map(|_| None).collect();
+        self.recover_in_order(operations, replies);
+    }
+
+    fn recover_in_order(&self, operations: Vec<Operation>, replies: Vec<Option<watch::Sender<Option<Reply>>>>) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let mut left = operations.len();
+            for (operation, waiting) in operations.into_iter().zip(replies) {
+                left -= 1;
+                let id = operation.id.clone();
+                let reply = engine.recover_one(operation, left == 0).await;
+                if let Some(waiting) = waiting {
+                    // Nobody may be waiting any more.
+                    let _ = waiting.send(Some(reply));
+                }
+                engine.inner.keys.is_on_record(&id);
+            }
+        });
+    }
+
+    async fn recover_one(&self, mut operation: Operation, last: bool) -> Reply {
+        let reference = operation.reference.clone();
+        let backend = match self.backend(reference.kind()) {
+            Ok(backend) => backend,
+            Err(problem) => return Err(problem.into()),
+        };
+        loop {
+            sleep(PAUSE).await;
+            if operation.identity.id.is_empty() {
+                // It was acknowledged and never planned: nothing was done.
+                let detail =
+                    format!("agentd was ended before this {} of {reference} began: nothing was done", operation.verb);
+                let problem = Problem::new(Code::Internal, detail).hint("ask again");
+                operation.fail(Outcome::RolledBack, &problem);
+                if last {
+                    self.book().lift(&reference, HoldKind::Recovering);
+                }
+                return self.end(&operation, Ended { problem: Some(problem), hold: None }, None).await;
+            }
+            if backend.is_under_way(&operation.identity).await {
+                continue;
+            }
+            let slot = self.slot(&reference);
+            let _turn = slot.turn.lock().await;
+            let since = Duration::from_millis(now_ms().saturating_sub(operation.started_ms));
+            let ended = match backend.observe(reference.name(), Look::Plain).await {
+                Ok(observed) if observed.state == State::Unknown => continue,
+                Ok(observed) => {
+                    let run = Executor::new(&*backend, self.store(), &mut operation, Duration::ZERO)
+                        .recover(&observed, since);
+                    AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
+                        let detail =
+                            format!("a defect of agentd ended the recovery of a change of {reference} half-way");
+                        let problem = Problem::new(Code::Internal, detail.clone())
+                            .hint(format!("look with `ctl show {reference}`, then `ctl clear-hold {reference}`"));
+                        operation.fail(Outcome::Partial, &problem);
+                        Ended { problem: Some(problem), hold: Some((HoldKind::NeedsAttention, detail)) }
+                    })
+                }
+                Err(BackendError::NotFound(_)) => end_without_instance(&mut operation),
+                Err(_) => continue,
+            };
+            if operation.is_open() {
+                continue;
+            }
+            // It has an end now; what is told with it has to be seen.
+            let (observed, begun) = loop {
+                let begun = self.book().moment();
+                match backend.observe(reference.name(), Look::Plain).await {
+                    Ok(observed) => break (Some(observed), begun),
+                    Err(BackendError::NotFound(_)) => break (None, begun),
+                    Err(_) => sleep(PAUSE).await,
+                }
+            };
+            {
+                let mut book = self.book();
+                if last {
+                    book.lift(&reference, HoldKind::Recovering);
+                }
+                match &observed {
+                    Some(observed) => {
+                        book.end(&reference, Some((observed.clone(), begun)), &self.settings().config, true);
+                    }
+                    None => book.drop_gone(&reference),
+                }
+                if let Some((hold, reason)) = &ended.hold {
+                    book.hold(&reference, *hold, reason.clone());
+                }
+            }
+            if let Some(observed) = &observed {
+                operation.note_stop(observed);
+            }
+            operation.elapsed_ms = operation.elapsed_ms.max(millis(since));
+            return self.end(&operation, ended, observed.as_ref()).await;
+        }
+    }
+}
+
+/// A stop of an instance that is gone has come about; any other change went with it.
+fn end_without_instance(operation: &mut Operation) -> Ended {
+    if operation.verb == Verb::Stop {
+        (operation.outcome, operation.problem) = (Outcome::Changed, None);
+        return Ended::default();
+    }
+    let problem = Problem::new(Code::InvalidState, format!("{} is gone", operation.reference));
+    operation.fail(Outcome::Abandoned, &problem);
+    Ended { problem: Some(problem), hold: None }
+}

@@ -1,0 +1,223 @@
+//! Keeps inventory, ledger and record true while nobody asks: what engines announce is looked at soon, everything now and
+//! then. What was changed behind the daemon's back is drift: it is told, and put back where the config says so.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use agentd_core::access::{Caller, Right};
+use agentd_core::api::{Apply, Happening, HistoryEntry, Move, ResizeRequest};
+use agentd_core::instance::{Kind, Observed, Saved, Target};
+use agentd_core::operation::Who;
+use agentd_core::units::{Amount, Limit};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::{Ask, Engine, Peer, Wish, keys, millis, now_ms};
+use crate::backend::{Look, Notice};
+use crate::inventory::Drift;
+use crate::store::{Entry, Told};
+
+/// How many announcements may wait; when there are more, all is looked at.
+const NOTICES: usize = 1024;
+/// Announcements come in bursts: all of one are looked at together.
+const BURST: Duration = Duration::from_millis(100);
+/// How long a lost engine is left alone before it is watched again.
+const RECONNECT: Duration = Duration::from_secs(1);
+/// How often what changed of the inventory goes on record.
+const RECORDING: Duration = Duration::from_secs(1);
+/// How often what is too old is removed from the record.
+const PRUNING: Duration = Duration::from_secs(3600);
+/// How long a value that was put back is left alone: two who put back each other's values should not keep the host busy.
+const REPAIR_PAUSE: Duration = Duration::from_secs(10);
+/// How long a repair waits for a guest.
+const REPAIR_WAIT: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Keeps the inventory true: lists everything each `listing`, and looks at what is announced. Runs until the daemon
+    /// ends.
+    pub fn keep_fresh(&self, listing: Duration) {
+        for kind in self.inner.sources.keys().copied() {
+            let (send, notices) = mpsc::channel(NOTICES);
+            let engine = self.clone();
+            tokio::spawn(async move { engine.listen(kind, send).await });
+            let engine = self.clone();
+            tokio::spawn(async move { engine.follow(kind, notices).await });
+        }
+        let engine = self.clone();
+        tokio::spawn(async move {
+            loop {
+                engine.refresh(Duration::ZERO).await;
+                sleep(listing).await;
+            }
+        });
+        let engine = self.clone();
+        tokio::spawn(async move { engine.keep_record().await });
+    }
+
+    /// What may be anything of any kind has happened.
+    pub async fn look_at_all(&self) {
+        self.refresh(Duration::ZERO).await;
+    }
+
+    /// Puts on record what waits for it, before the daemon ends.
+    pub async fn end_record(&self) {
+        let unrecorded = self.book().take_unrecorded();
+        if let Err(error) = self.store().commit(unrecorded).await {
+            tracing::error!(%error, "the last of what was seen could not be recorded");
+        }
+    }
+
+    async fn keep_record(&self) {
+        let mut pruned = tokio::time::Instant::now();
+        loop {
+            sleep(RECORDING).await;
+            let unrecorded = self.book().take_unrecorded();
+            self.store().write_later(unrecorded);
+            if pruned.elapsed() >= PRUNING {
+                pruned = tokio::time::Instant::now();
+                let retention = self.settings().config.server.history_retention;
+                self.store()
+                    .prune(now_ms().saturating_sub(millis(retention)), now_ms().saturating_sub(millis(keys::KEPT)));
+            }
+        }
+    }
+
+    async fn listen(&self, kind: Kind, notices: mpsc::Sender<Notice>) {
+        let Ok(backend) = self.backend(kind) else { return };
+        loop {
+            let lost = backend.watch(notices.clone()).await;
+            tracing::debug!(%kind, error = %lost, "announcements have ended");
+            sleep(RECONNECT).await;
+            // What happened meanwhile was announced to nobody.
+            if notices.send(Notice::All).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn follow(&self, kind: Kind, mut notices: mpsc::Receiver<Notice>) {
+        let Ok(backend) = self.backend(kind) else { return };
+        while let Some(first) = notices.recv().await {
+            sleep(BURST).await;
+            let mut all = false;
+            let mut names = BTreeSet::new();
+            let mut next = Some(first);
+            while let Some(notice) = next {
+                match notice {
+                    Notice::All => all = true,
+                    Notice::Instance(name) => drop(names.insert(name)),
+                }
+                next = notices.try_recv().ok();
+            }
+            if all {
+                self.refresh_kind(kind, Duration::ZERO).await;
+                continue;
+            }
+            for name in names {
+                // A change in flight looks for itself, and its end is an observation.
+                if self.book().is_busy(kind, &name) {
+                    continue;
+                }
+                let begun = self.book().moment();
+                match backend.observe(&name, Look::Plain).await {
+                    Ok(observed) => {
+                        let drift = self.book().record(observed, begun, &self.settings().config, false);
+                        self.drifted(drift);
+                    }
+                    // Gone, or not to be seen: a listing tells which.
+                    Err(_) => self.refresh_kind(kind, Duration::ZERO).await,
+                }
+            }
+        }
+    }
+
+    /// Tells what was changed behind the daemon's back, and puts it back where the config says so.
+    pub(super) fn drifted(&self, drift: impl IntoIterator<Item = Drift>) {
+        for drift in drift {
+            let Drift { observed, version, moves } = drift;
+            let (reference, labels) = (observed.reference.clone(), &observed.labels);
+            let repair = self.settings().config.rules_for(reference.as_str(), labels).repair_drift;
+            tracing::warn!(instance = %reference, ?moves, repair, "changed behind agentd's back");
+            let detail = if repair { "it is put back ([[limit]] repair_drift)" } else { "it is left as it is" };
+            let entry = HistoryEntry {
+                seq: 0,
+                at: String::new(),
+                happening: Happening::Drift,
+                reference: reference.to_string(),
+                who: None,
+                operation: None,
+                verb: None,
+                outcome: None,
+                moves: moves.clone(),
+                code: None,
+                detail: Some(detail.to_owned()),
+            };
+            let mut entries = self.book().take_unrecorded();
+            let mark = format!("drift/{version}");
+            entries.push(Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark })));
+            self.store().write_later(entries);
+            if repair {
+                let engine = self.clone();
+                tokio::spawn(async move { engine.repair(&observed, version, &moves).await });
+            }
+        }
+    }
+
+    async fn repair(&self, observed: &Observed, version: String, moves: &[Move]) {
+        let reference = &observed.reference;
+        let wait = {
+            let mut repaired = self.inner.repaired.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            repaired.retain(|_, at| at.elapsed() < REPAIR_PAUSE);
+            let wait = repaired.get(reference).map(|at| REPAIR_PAUSE.saturating_sub(at.elapsed()));
+            repaired.insert(reference.clone(), tokio::time::Instant::now() + wait.unwrap_or_default());
+            wait.unwrap_or_default()
+        };
+        sleep(wait).await;
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let peer = Peer {
+            caller: Caller { uid, gid, groups: Vec::new() },
+            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: "agentd (repair_drift)".into() },
+        };
+        // Where one call does both sides, one request is both.
+        let sides: &[Option<bool>] =
+            if observed.saved == Saved::Together { &[None] } else { &[Some(true), Some(false)] };
+        let mut if_version = Some(version);
+        for side in sides {
+            let Some(request) = back(moves, *side) else { continue };
+            let ask = Ask {
+                target: Target::Full(reference.clone()),
+                wish: Wish::Resize(request, REPAIR_WAIT),
+                right: Right::Resize,
+                dry_run: false,
+                // Who changed it on purpose meanwhile is not overruled.
+                if_version: if_version.take(),
+            };
+            let submitted = match self.submit(peer.clone(), ask, None) {
+                Ok(submitted) => submitted,
+                Err(problem) => return tracing::warn!(instance = %reference, %problem, "drift was not put back"),
+            };
+            if let Err(failure) = self.reply(submitted).await {
+                return tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
+            }
+        }
+    }
+}
+
+/// The request that puts back what moved: the saved side, the one that runs, or both in one.
+fn back(moves: &[Move], side: Option<bool>) -> Option<ResizeRequest> {
+    fn to<T>(before: Option<Limit<T>>) -> Option<Limit<Amount<T>>> {
+        before.map(|before| before.map(Amount::To))
+    }
+    let apply = side.map(|saved| if saved { Apply::NextBoot } else { Apply::Live });
+    let mut request = ResizeRequest { apply, ..ResizeRequest::default() };
+    let ours = |saved: bool| side.is_none_or(|side| side == saved);
+    for moved in moves {
+        match moved {
+            Move::Cpus(moved) if ours(moved.saved) => request.cpus = to(moved.before),
+            Move::CpuLimit(moved) if ours(moved.saved) => request.cpu_limit = to(moved.before),
+            Move::Memory(moved) if ours(moved.saved) => request.memory = to(moved.before),
+            _ => {}
+        }
+    }
+    (request.cpus.is_some() || request.cpu_limit.is_some() || request.memory.is_some()).then_some(request)
+}

@@ -1,0 +1,318 @@
+//! The store's file: all SQL is here, all of it synchronous. Knows no threads and no waiting.
+
+use std::path::PathBuf;
+
+use agentd_core::api::{HistoryEntry, Hold};
+use agentd_core::instance::{Observed, Ref};
+use agentd_core::operation::Operation;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Loaded, Recorded, Remembered, Reply, StoreError, schema};
+
+/// Where the store is.
+#[derive(Debug, Clone)]
+pub struct Location {
+    /// Its file.
+    pub path: PathBuf,
+    /// The SQLite VFS to go through; the system's where absent.
+    pub vfs: Option<String>,
+}
+
+/// An Idempotency-Key with what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Whose.
+    pub uid: u32,
+    /// The key.
+    pub key: String,
+    /// SHA-256 of the request.
+    pub request: Vec<u8>,
+    /// The operation that it began.
+    pub operation: String,
+    /// Milliseconds since the Unix epoch.
+    pub born_ms: u64,
+}
+
+/// One thing to write. Writing one twice is writing it once: nobody knows of a commit that failed whether it did.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// An operation as it stands, with the reply once it has one.
+    Operation(Box<Operation>, Option<Box<Reply>>),
+    /// An operation that has no plan yet, unless it is known already.
+    Queued(Box<Operation>),
+    /// A key that was used.
+    Key(Key),
+    /// What is known of an instance.
+    Instance(Box<Remembered>),
+    /// An instance that is gone.
+    Gone(Ref),
+    /// Something for the history.
+    History(Box<Told>),
+}
+
+/// Something for the history.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// What happened; its `seq` and `at` are not looked at.
+    pub entry: HistoryEntry,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// What no two entries share.
+    pub mark: String,
+}
+
+/// A page of the history.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// Of one instance.
+    pub reference: Option<String>,
+    /// Of one caller.
+    pub uid: Option<u32>,
+    /// Before this place.
+    pub before: Option<u64>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub(super) struct Db {
+    connection: Connection,
+}
+
+impl Db {
+    /// Opens the store for writing, brings it to today's schema, and looks at every page of it where `whole`.
+    pub(super) fn open(location: &Location, may_be_new: bool, whole: bool) -> Result<Self, StoreError> {
+        let mut connection = connect(location, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        // What is acknowledged is on the disk: FULL syncs the log at each commit.
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        schema::migrate(&mut connection, may_be_new)?;
+        if whole {
+            let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            if found != "ok" {
+                return Err(StoreError::Unreadable(format!("it is damaged: {found}")));
+            }
+        }
+        Ok(Db { connection })
+    }
+
+    /// Writes all entries or none of them; what it wrote is on the disk when it returns.
+    pub(super) fn commit<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        for entry in entries {
+            write(&transaction, entry)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Everything that a daemon must know when it starts.
+    pub(super) fn load(&self, keys_since_ms: u64) -> Result<Loaded, StoreError> {
+        let rows = |sql: &str| -> Result<Vec<String>, StoreError> {
+            let mut statement = self.connection.prepare(sql)?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        };
+        let open = rows("SELECT body FROM operations WHERE open = 1 ORDER BY id")?;
+        let mut statement = self.connection.prepare("SELECT version, holds, observed FROM instances")?;
+        let instances = statement
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
+        let mut remembered = Vec::new();
+        for row in instances {
+            let (version, holds, observed) = row?;
+            let (holds, observed): (Vec<Hold>, Observed) = (parse(&holds)?, parse(&observed)?);
+            remembered.push(Remembered { observed, version, holds });
+        }
+        let mut statement =
+            self.connection.prepare("SELECT uid, key, request, operation, born_ms FROM keys WHERE born_ms >= ?1")?;
+        let keys = statement.query_map([signed(keys_since_ms)], |row| {
+            Ok(Key {
+                uid: row.get(0)?,
+                key: row.get(1)?,
+                request: row.get(2)?,
+                operation: row.get(3)?,
+                born_ms: row.get::<_, i64>(4)?.unsigned_abs(),
+            })
+        })?;
+        let keys = keys.collect::<Result<_, _>>()?;
+        let unfinished = open.iter().map(|body| parse(body)).collect::<Result<_, _>>()?;
+        Ok(Loaded { unfinished, remembered, keys })
+    }
+
+    /// Forgets ended operations and history from before the first, keys from before the second.
+    pub(super) fn prune(&mut self, history_before_ms: u64, keys_before_ms: u64) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        let (history, keys) = (signed(history_before_ms), signed(keys_before_ms));
+        transaction.execute("DELETE FROM operations WHERE open = 0 AND started_ms < ?1", [history])?;
+        transaction.execute("DELETE FROM history WHERE at_ms < ?1", [history])?;
+        transaction.execute("DELETE FROM keys WHERE born_ms < ?1", [keys])?;
+        Ok(transaction.commit()?)
+    }
+}
+
+/// A connection for reading beside the one that writes: in WAL mode neither waits for the other.
+#[derive(Debug)]
+pub(super) struct Reader {
+    connection: Connection,
+}
+
+impl Reader {
+    pub(super) fn open(location: &Location) -> Result<Self, StoreError> {
+        let connection = connect(location, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(Reader { connection })
+    }
+
+    pub(super) fn operation(&self, id: &str) -> Result<Option<Recorded>, StoreError> {
+        let mut statement = self.connection.prepare_cached("SELECT body, reply FROM operations WHERE id = ?1")?;
+        let row = statement
+            .query_row([id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))
+            .optional()?;
+        let Some((body, reply)) = row else { return Ok(None) };
+        let reply = reply.map(|reply| parse(&reply)).transpose()?;
+        Ok(Some(Recorded { operation: parse(&body)?, reply }))
+    }
+
+    /// The newest operations first, those of one instance and of one caller where they are named.
+    pub(super) fn newest(
+        &self,
+        reference: Option<&str>,
+        uid: Option<u32>,
+        limit: usize,
+    ) -> Result<Vec<Operation>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT body FROM operations
+             WHERE (?1 IS NULL OR reference = ?1) AND (?2 IS NULL OR uid = ?2) ORDER BY id DESC LIMIT ?3",
+        )?;
+        let rows = statement.query_map(params![reference, uid, count(limit)], |row| row.get::<_, String>(0))?;
+        rows.map(|body| parse(&body?)).collect()
+    }
+
+    pub(super) fn history(&self, page: &Page) -> Result<Vec<HistoryEntry>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT seq, at_ms, body FROM history
+             WHERE (?1 IS NULL OR reference = ?1) AND (?2 IS NULL OR uid = ?2) AND (?3 IS NULL OR seq < ?3)
+             ORDER BY seq DESC LIMIT ?4",
+        )?;
+        let before = page.before.map(signed);
+        let rows = statement.query_map(params![page.reference, page.uid, before, count(page.limit)], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+        })?;
+        rows.map(|row| {
+            let (seq, at_ms, body) = row?;
+            let entry: HistoryEntry = parse(&body)?;
+            Ok(HistoryEntry { seq: seq.unsigned_abs(), at: rfc3339(at_ms), ..entry })
+        })
+        .collect()
+    }
+}
+
+fn connect(location: &Location, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = match &location.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, flags, vfs.as_str()),
+        None => Connection::open_with_flags(&location.path, flags),
+    }?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    Ok(connection)
+}
+
+fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError> {
+    match entry {
+        Entry::Operation(operation, reply) => {
+            let reply = reply.as_ref().map(|reply| text(reply)).transpose()?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO operations (id, reference, uid, started_ms, open, body, reply)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                     ON CONFLICT (id) DO UPDATE SET
+                         reference = excluded.reference, open = excluded.open, body = excluded.body,
+                         reply = excluded.reply",
+                )?
+                .execute(params![
+                    operation.id,
+                    operation.reference.as_str(),
+                    operation.who.uid,
+                    signed(operation.started_ms),
+                    operation.is_open(),
+                    text(operation)?,
+                    reply
+                ])?;
+        }
+        Entry::Queued(operation) => {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO operations (id, reference, uid, started_ms, open, body)
+                     VALUES (?1, ?2, ?3, ?4, 1, ?5) ON CONFLICT (id) DO NOTHING",
+                )?
+                .execute(params![
+                    operation.id,
+                    operation.reference.as_str(),
+                    operation.who.uid,
+                    signed(operation.started_ms),
+                    text(operation)?
+                ])?;
+        }
+        Entry::Key(key) => {
+            transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO keys (uid, key, request, operation, born_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![key.uid, key.key, key.request, key.operation, signed(key.born_ms)])?;
+        }
+        Entry::Instance(instance) => {
+            transaction
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO instances (reference, version, holds, observed) VALUES (?1, ?2, ?3, ?4)",
+                )?
+                .execute(params![
+                    instance.observed.reference.as_str(),
+                    instance.version,
+                    text(&instance.holds)?,
+                    text(&instance.observed)?
+                ])?;
+        }
+        Entry::Gone(reference) => {
+            transaction.prepare_cached("DELETE FROM instances WHERE reference = ?1")?.execute([reference.as_str()])?;
+        }
+        Entry::History(told) => {
+            let Told { entry, at_ms, mark } = &**told;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO history (at_ms, reference, uid, mark, body) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (mark) DO NOTHING",
+                )?
+                .execute(params![
+                    signed(*at_ms),
+                    entry.reference,
+                    entry.who.as_ref().map(|who| who.uid),
+                    mark,
+                    text(entry)?
+                ])?;
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Unwritable(error.to_string()))
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Unreadable(format!("an entry can't be understood: {error}")))
+}
+
+/// SQLite's integers are signed.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn rfc3339(at_ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(at_ms).map_or_else(|_| String::new(), |at| format!("{at:.3}"))
+}

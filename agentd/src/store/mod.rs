@@ -1,0 +1,487 @@
+//! The record: operations, keys, holds, what was accepted, the history. What [`Store::commit`] answers well is on the disk.
+//!
+//! ```text
+//!   commit ─► queue ─► one thread: all that waits in one transaction ─► disk ─► answers
+//!   reads  ─► what is under way, from memory ─► the rest, by a connection of their own
+//! ```
+//!
+//! A store that can't be written refuses what is new and keeps what must not be lost in memory, until the disk takes it. One
+//! that can't be read is told, never taken for an empty one.
+
+mod db;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agentd_core::api::{HistoryEntry, Hold, OperationView};
+use agentd_core::instance::Observed;
+use agentd_core::operation::Operation;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::oneshot;
+
+use self::db::{Db, Reader};
+pub use self::db::{Entry, Key, Location, Page, Told};
+use crate::engine::Failure;
+
+/// How often a store in trouble is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The most entries that are kept in memory for a disk that takes none; more than any number of changes under way leaves.
+const BACKLOG: usize = 100_000;
+
+/// Why the store gave or took nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another agentd has it.
+    #[error("{0} is in use by another agentd; stop it first, or use another --state-dir")]
+    InUse(String),
+    /// What is there can't be taken for the record.
+    #[error("the record can't be read: {0}")]
+    Unreadable(String),
+    /// The disk doesn't take it.
+    #[error("the record can't be written: {0}")]
+    Unwritable(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match error.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => StoreError::Unreadable(error.to_string()),
+            _ => StoreError::Unwritable(error.to_string()),
+        }
+    }
+}
+
+/// What a change came to, as its caller is told.
+pub type Reply = Result<OperationView, Failure>;
+
+/// An operation as it is on record.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// The operation.
+    pub operation: Operation,
+    /// What its caller was told at its end.
+    pub reply: Option<Reply>,
+}
+
+/// What is kept of an instance.
+#[derive(Debug, Clone)]
+pub struct Remembered {
+    /// The last observation.
+    pub observed: Observed,
+    /// Its version.
+    pub version: String,
+    /// What blocks its changes, but for what a restart finds out by itself.
+    pub holds: Vec<Hold>,
+}
+
+/// What an earlier life of the daemon left behind.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The operations whose outcome isn't known, the oldest first.
+    pub unfinished: Vec<Operation>,
+    /// The instances.
+    pub remembered: Vec<Remembered>,
+    /// The keys that were used.
+    pub keys: Vec<Key>,
+}
+
+/// The record; clones share one.
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    location: Location,
+    writer: Access,
+    reader: Mutex<Option<Reader>>,
+    /// Operations under way, and those that the disk has not taken yet: newer than what the file has.
+    live: Mutex<HashMap<String, Recorded>>,
+    /// Why nothing can be written now.
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+#[derive(Debug)]
+enum Access {
+    /// A thread of its own, so that a slow disk stops nothing else.
+    Thread(Mutex<Sender<Work>>),
+    /// Within the call: for simulations, which must be the same each time.
+    #[cfg(any(test, feature = "fake"))]
+    Inline(Mutex<Writer>),
+}
+
+#[derive(Debug)]
+enum Work {
+    Load { keys_since_ms: u64, answer: oneshot::Sender<Result<Loaded, StoreError>> },
+    Commit { entries: Vec<Entry>, kept: bool, answer: Option<oneshot::Sender<Result<(), StoreError>>> },
+    Prune { history_before_ms: u64, keys_before_ms: u64 },
+}
+
+impl Store {
+    /// The store in a state directory, which nothing has looked at yet: [`Store::load`] comes first.
+    pub fn new(state_dir: &Path) -> Self {
+        let location = Location { path: state_dir.join("agentd.db"), vfs: None };
+        let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
+        let writer = Writer::new(location.clone(), Some(state_dir.to_owned()), Arc::clone(&trouble));
+        let (send, receive) = channel();
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || writer.run(&receive))
+            .map_or_else(|error| tracing::error!(%error, "the record's thread can't be started"), drop);
+        Store::with(location, Access::Thread(Mutex::new(send)), trouble)
+    }
+
+    /// A store without a thread, at a location of the caller's choice. `may_be_new` says whether it may be empty.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn inline(location: Location, may_be_new: bool) -> Self {
+        let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
+        let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble));
+        writer.may_be_new = may_be_new;
+        Store::with(location, Access::Inline(Mutex::new(writer)), trouble)
+    }
+
+    fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<String>>>) -> Self {
+        let shared = Shared { location, writer, reader: Mutex::default(), live: Mutex::default(), trouble };
+        Store { shared: Arc::new(shared) }
+    }
+
+    /// Opens it and reads what an earlier life left behind. Nothing can be written before that has gone well; may be tried
+    /// again.
+    pub async fn load(&self, keys_since_ms: u64) -> Result<Loaded, StoreError> {
+        let (answer, loaded) = oneshot::channel();
+        self.send(Work::Load { keys_since_ms, answer });
+        let loaded = loaded.await.unwrap_or_else(|_| Err(gone()))?;
+        let mut live = self.live();
+        for operation in &loaded.unfinished {
+            live.insert(operation.id.clone(), Recorded { operation: operation.clone(), reply: None });
+        }
+        Ok(loaded)
+    }
+
+    /// Writes all of it or none, on the disk when it returns.
+    pub async fn commit(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        self.write(entries, false).await
+    }
+
+    /// The same for what has happened already: where the disk doesn't take it now, it is told, and kept until it does.
+    pub async fn commit_and_keep(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        self.write(entries, true).await
+    }
+
+    /// Writes it with what comes next, within a moment. Nobody waits for it.
+    pub fn write_later(&self, entries: Vec<Entry>) {
+        if !entries.is_empty() {
+            self.send(Work::Commit { entries, kept: true, answer: None });
+        }
+    }
+
+    async fn write(&self, entries: Vec<Entry>, kept: bool) -> Result<(), StoreError> {
+        crate::failpoint::reach("store: before").await;
+        let operation = entries.iter().find_map(|entry| match entry {
+            Entry::Operation(operation, reply) => Some((operation.clone(), reply.clone())),
+            _ => None,
+        });
+        let (answer, written) = oneshot::channel();
+        self.send(Work::Commit { entries, kept, answer: Some(answer) });
+        let written = written.await.unwrap_or_else(|_| Err(gone()));
+        if let Some((operation, reply)) = operation
+            && (written.is_ok() || kept)
+        {
+            let ended = written.is_ok() && !operation.is_open();
+            let mut live = self.live();
+            if ended {
+                live.remove(&operation.id);
+            } else {
+                let recorded = Recorded { operation: *operation, reply: reply.map(|reply| *reply) };
+                live.insert(recorded.operation.id.clone(), recorded);
+            }
+        }
+        crate::failpoint::reach("store: after").await;
+        written
+    }
+
+    /// Shows an operation as it stands to who reads it now, without waiting for the disk.
+    pub fn show(&self, operation: &Operation) {
+        if let Some(recorded) = self.live().get_mut(&operation.id) {
+            recorded.operation = operation.clone();
+        }
+    }
+
+    /// An operation by its id.
+    pub async fn operation(&self, id: &str) -> Result<Option<Recorded>, StoreError> {
+        let live = self.live().get(id).cloned();
+        if live.is_some() {
+            return Ok(live);
+        }
+        let id = id.to_owned();
+        self.read(move |reader| reader.operation(&id)).await
+    }
+
+    /// The newest operations first, those of one instance and of one caller where they are named.
+    pub async fn newest(
+        &self,
+        reference: Option<String>,
+        uid: Option<u32>,
+        limit: usize,
+    ) -> Result<Vec<Operation>, StoreError> {
+        let fits = |operation: &Operation| {
+            reference.as_deref().is_none_or(|reference| operation.reference.as_str() == reference)
+                && uid.is_none_or(|uid| operation.who.uid == uid)
+        };
+        let mut newest: Vec<Operation> = {
+            let live = self.live();
+            live.values().map(|recorded| &recorded.operation).filter(|operation| fits(operation)).cloned().collect()
+        };
+        let filed = self.read(move |reader| reader.newest(reference.as_deref(), uid, limit)).await?;
+        newest.extend(filed);
+        // What is under way is in the file too, as it was then; a stable sort leaves the newer one first.
+        newest.sort_by(|a, b| b.id.cmp(&a.id));
+        newest.dedup_by(|a, b| a.id == b.id);
+        newest.truncate(limit);
+        Ok(newest)
+    }
+
+    /// A page of the history, the newest first.
+    pub async fn history(&self, page: Page) -> Result<Vec<HistoryEntry>, StoreError> {
+        self.read(move |reader| reader.history(&page)).await
+    }
+
+    /// Forgets ended operations and history from before the first, keys from before the second.
+    pub fn prune(&self, history_before_ms: u64, keys_before_ms: u64) {
+        self.send(Work::Prune { history_before_ms, keys_before_ms });
+    }
+
+    /// Why nothing can be written now, where that is so.
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.shared.trouble).clone()
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let job = move || {
+            let mut reader = lock(&shared.reader);
+            let open = match reader.take() {
+                Some(open) => open,
+                None => Reader::open(&shared.location)?,
+            };
+            let answer = job(&open);
+            // One that failed is opened anew the next time.
+            if answer.is_ok() {
+                *reader = Some(open);
+            }
+            answer
+        };
+        match self.shared.writer {
+            Access::Thread(_) => tokio::task::spawn_blocking(job).await.unwrap_or_else(|_| Err(gone())),
+            #[cfg(any(test, feature = "fake"))]
+            Access::Inline(_) => job(),
+        }
+    }
+
+    fn send(&self, work: Work) {
+        match &self.shared.writer {
+            // Where the thread is gone the answer's channel is dropped, and that is told.
+            Access::Thread(sender) => drop(lock(sender).send(work)),
+            #[cfg(any(test, feature = "fake"))]
+            Access::Inline(writer) => lock(writer).work(vec![work]),
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Recorded>> {
+        lock(&self.shared.live)
+    }
+}
+
+fn gone() -> StoreError {
+    StoreError::Unwritable("its thread has ended: restart agentd".into())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The one who writes.
+#[derive(Debug)]
+struct Writer {
+    location: Location,
+    /// Where the lock is; none for a store that nobody shares.
+    state_dir: Option<PathBuf>,
+    lock: Option<Flock<File>>,
+    may_be_new: bool,
+    /// Whether it was read: before that nothing may be written, since nobody knows what it would replace.
+    loaded: bool,
+    db: Option<Db>,
+    backlog: Vec<Entry>,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Writer {
+    fn new(location: Location, state_dir: Option<PathBuf>, trouble: Arc<Mutex<Option<String>>>) -> Self {
+        Writer {
+            location,
+            state_dir,
+            lock: None,
+            may_be_new: false,
+            loaded: false,
+            db: None,
+            backlog: Vec::new(),
+            trouble,
+        }
+    }
+
+    fn run(mut self, work: &Receiver<Work>) {
+        loop {
+            let first = if self.backlog.is_empty() {
+                work.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                work.recv_timeout(RETRY)
+            };
+            match first {
+                // All that waits shares one transaction, and one sync of the disk.
+                Ok(first) => self.work(std::iter::once(first).chain(work.try_iter()).collect()),
+                Err(RecvTimeoutError::Timeout) => self.work(Vec::new()),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn work(&mut self, work: Vec<Work>) {
+        let mut commits = Vec::new();
+        let mut prunes = Vec::new();
+        for work in work {
+            match work {
+                Work::Load { keys_since_ms, answer } => {
+                    let loaded = self.load(keys_since_ms);
+                    self.tell(loaded.as_ref().err());
+                    // Nobody may be waiting any more.
+                    let _ = answer.send(loaded);
+                }
+                Work::Commit { entries, kept, answer } => commits.push((entries, kept, answer)),
+                Work::Prune { history_before_ms, keys_before_ms } => prunes.push((history_before_ms, keys_before_ms)),
+            }
+        }
+        if !commits.is_empty() || !self.backlog.is_empty() {
+            let entries = self.backlog.iter().chain(commits.iter().flat_map(|(entries, ..)| entries));
+            let written = write(&mut self.db, self.loaded, &self.location, entries);
+            self.tell(written.as_ref().err());
+            if written.is_ok() {
+                self.backlog.clear();
+            }
+            for (entries, kept, answer) in commits {
+                if written.is_err() && kept {
+                    self.backlog.extend(entries);
+                }
+                if let Some(answer) = answer {
+                    let _ = answer.send(written.clone());
+                }
+            }
+            let over = self.backlog.len().saturating_sub(BACKLOG);
+            self.backlog.drain(..over);
+        }
+        for (history_before_ms, keys_before_ms) in prunes {
+            if let Some(db) = &mut self.db
+                && let Err(error) = db.prune(history_before_ms, keys_before_ms)
+            {
+                tracing::warn!(%error, "what is too old could not be removed from the record");
+            }
+        }
+    }
+
+    /// Says when the store gets into trouble and when it is out of it, once each.
+    fn tell(&self, error: Option<&StoreError>) {
+        let mut trouble = lock(&self.trouble);
+        let now = error.map(|error| format!("{error} ({})", self.location.path.display()));
+        match (&*trouble, &now) {
+            (_, Some(now)) if trouble.as_ref() != Some(now) => {
+                tracing::error!("{now}: changes are refused until that is put right; reads go on");
+            }
+            (Some(before), None) if self.loaded => tracing::info!("the record can be written; before, {before}"),
+            _ => {}
+        }
+        *trouble = now;
+    }
+
+    fn load(&mut self, keys_since_ms: u64) -> Result<Loaded, StoreError> {
+        if let Some(state_dir) = &self.state_dir {
+            if self.lock.is_none() {
+                self.lock = Some(take_lock(state_dir)?);
+            }
+            let lock = self.lock.as_deref();
+            // The lock's file says whether there ever was a store here: one that has vanished since is not a new one.
+            self.may_be_new = lock.and_then(|file| file.metadata().ok()).is_some_and(|found| found.len() == 0);
+            if !self.may_be_new && !self.location.path.exists() {
+                return Err(StoreError::Unreadable(format!(
+                    "it is gone; put it back, or remove {} to begin with an empty one",
+                    state_dir.join(LOCK).display()
+                )));
+            }
+            make_private(&self.location.path)?;
+        }
+        let db = Db::open(&self.location, self.may_be_new, true)?;
+        let loaded = db.load(keys_since_ms)?;
+        if let Some(lock) = &mut self.lock
+            && self.may_be_new
+        {
+            lock.write_all(b"1\n").and_then(|()| lock.sync_all()).map_err(unwritable)?;
+        }
+        (self.db, self.loaded, self.may_be_new) = (Some(db), true, false);
+        Ok(loaded)
+    }
+}
+
+/// Writes all of it, or none.
+fn write<'a>(
+    db: &mut Option<Db>,
+    loaded: bool,
+    location: &Location,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> Result<(), StoreError> {
+    if !loaded {
+        return Err(StoreError::Unwritable("it could not be read when agentd started".into()));
+    }
+    let mut open = match db.take() {
+        Some(open) => open,
+        None => Db::open(location, false, false)?,
+    };
+    // A connection that failed is not used again: after a failed sync nobody knows what the kernel still has to write, and
+    // opening it anew reads what is there.
+    let written = open.commit(entries);
+    if written.is_ok() {
+        *db = Some(open);
+    }
+    written
+}
+
+/// Beside the store: who has it, and whether there ever was one.
+const LOCK: &str = "lock";
+
+/// One agentd a state directory: two would promise the same capacity twice.
+fn take_lock(state_dir: &Path) -> Result<Flock<File>, StoreError> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(unwritable)?;
+    let path = state_dir.join(LOCK);
+    let file = File::options().read(true).append(true).create(true).mode(0o600).open(&path).map_err(unwritable)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StoreError::InUse(state_dir.display().to_string()))
+}
+
+/// Makes the file, so that SQLite doesn't make it for all to read.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    File::options().append(true).create(true).mode(0o600).open(path).map(drop).map_err(unwritable)
+}
+
+fn unwritable(error: std::io::Error) -> StoreError {
+    StoreError::Unwritable(error.to_string())
+}

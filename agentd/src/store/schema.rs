@@ -1,0 +1,78 @@
+//! The tables, and how an older store becomes one of today.
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Says in the file itself whose it is: `agtd`.
+const APPLICATION: i32 = 0x6167_7464;
+
+/// Each entry makes a store of the version before it one of its own: the first an empty one.
+const MIGRATIONS: &[&str] = &["
+CREATE TABLE operations (
+    id          TEXT PRIMARY KEY,           -- a ULID: sorts by time
+    reference   TEXT NOT NULL,              -- kind/name
+    uid         INTEGER NOT NULL,           -- who asked
+    started_ms  INTEGER NOT NULL,           -- since the Unix epoch
+    open        INTEGER NOT NULL,           -- 1 until its outcome is known
+    body        TEXT NOT NULL,              -- the operation with its plan and steps, JSON
+    reply       TEXT                        -- what its caller was told at its end, JSON
+) WITHOUT ROWID;
+CREATE INDEX operations_of_instance ON operations (reference, id);
+CREATE INDEX operations_open ON operations (id) WHERE open = 1;
+CREATE TABLE keys (
+    uid         INTEGER NOT NULL,
+    key         TEXT NOT NULL,              -- the caller's Idempotency-Key
+    request     BLOB NOT NULL,              -- SHA-256 of what it stands for
+    operation   TEXT NOT NULL,
+    born_ms     INTEGER NOT NULL,
+    PRIMARY KEY (uid, key)
+) WITHOUT ROWID;
+CREATE TABLE instances (
+    reference   TEXT PRIMARY KEY,
+    version     TEXT NOT NULL,
+    holds       TEXT NOT NULL,              -- JSON
+    observed    TEXT NOT NULL               -- the last observation: what was accepted, JSON
+) WITHOUT ROWID;
+CREATE TABLE history (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms       INTEGER NOT NULL,
+    reference   TEXT NOT NULL,
+    uid         INTEGER,
+    mark        TEXT NOT NULL UNIQUE,       -- what is told once only: an operation's outcome, a version
+    body        TEXT NOT NULL               -- JSON
+);
+CREATE INDEX history_of_instance ON history (reference, seq);
+CREATE TRIGGER history_only_grows BEFORE UPDATE ON history BEGIN SELECT raise(ABORT, 'the history only grows'); END;
+"];
+
+/// Brings a store to today's schema. An empty one is taken for a new one only where `may_be_new`: a store that was there
+/// before and is empty now has lost what it knew.
+pub(super) fn migrate(connection: &mut Connection, may_be_new: bool) -> Result<(), StoreError> {
+    let number = |connection: &Connection, name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let (application, version) = (number(connection, "application_id")?, number(connection, "user_version")?);
+    let newest = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    match (application, version) {
+        (0, 0) if may_be_new => {}
+        (0, 0) => return Err(StoreError::Unreadable("it is empty, and it wasn't before".into())),
+        (APPLICATION, version) if version > newest => {
+            return Err(StoreError::Unreadable(format!(
+                "it has schema {version}, written by a newer agentd; this one knows schemas up to {newest}"
+            )));
+        }
+        (APPLICATION, _) => {}
+        _ => return Err(StoreError::Unreadable("it is a database, but none of agentd's".into())),
+    }
+    let known = usize::try_from(version).unwrap_or(0);
+    if known == MIGRATIONS.len() {
+        return Ok(());
+    }
+    // One transaction: a migration that is cut off has not begun.
+    let transaction = connection.transaction()?;
+    for migration in &MIGRATIONS[known..] {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", newest)?;
+    Ok(transaction.commit()?)
+}
