@@ -2,6 +2,7 @@
 //! a hypervisor, and every failure that a real engine can't be made to have can be had here. Compiled for tests only.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use async_trait::async_trait;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Backend, BackendError, Look};
 
@@ -33,6 +34,8 @@ pub enum Fault {
     Hang,
     /// Does not return within the deadline; it is done all the same.
     HangAfter,
+    /// Does not return within the deadline; it is done when [`Fake::land`] says so.
+    HangLate,
     /// The guest takes its time: accepted, observed only when [`Fake::settle`] says so.
     GuestLate,
 }
@@ -50,7 +53,7 @@ pub struct FaultAt {
 }
 
 /// One instance of the fake.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FakeInstance {
     /// Its name.
@@ -95,9 +98,11 @@ pub struct FakeSpec {
     pub delay_ms: u64,
     /// How long each listing takes, in milliseconds.
     pub list_ms: u64,
+    /// Where the instances are kept, so that they outlive the daemon as those of a real engine do.
+    pub state: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Machine {
     spec: FakeInstance,
     state: State,
@@ -109,7 +114,7 @@ struct Machine {
     blurred: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Held {
     cpus: Limit<Cpus>,
     cpu_limit: Limit<Cpus>,
@@ -132,6 +137,9 @@ pub struct Fake {
     delay: Duration,
     list_delay: Duration,
     slow_look: Mutex<Option<Duration>>,
+    state: Option<PathBuf>,
+    /// Calls that did not return in time and come about later.
+    late: Mutex<Vec<(Ref, Identity, Action)>>,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
 }
@@ -151,8 +159,12 @@ impl Fake {
                 Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0, blurred: false },
             )
         };
+        let kept = spec.state.as_ref().and_then(|path| std::fs::read(path).ok());
+        let kept = kept.and_then(|text| serde_json::from_slice(&text).ok());
         Fake {
-            machines: Mutex::new(spec.instances.into_iter().map(machine).collect()),
+            machines: Mutex::new(kept.unwrap_or_else(|| spec.instances.into_iter().map(machine).collect())),
+            state: spec.state,
+            late: Mutex::default(),
             faults: spec.faults,
             delay: Duration::from_millis(spec.delay_ms),
             list_delay: Duration::from_millis(spec.list_ms),
@@ -174,6 +186,18 @@ impl Fake {
             machine.live.set(values);
             machine.observed.set(values);
         }
+    }
+
+    /// Lets a call come about that did not return in time; whether there was one.
+    pub fn land(&self) -> bool {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if late.is_empty() {
+            return false;
+        }
+        let (target, identity, action) = late.remove(0);
+        // It may fit what is there no more, as with a real engine.
+        let _ = self.act(&target, &identity, &action, false);
+        true
     }
 
     /// Stops and starts an instance behind the daemon's back.
@@ -203,6 +227,15 @@ impl Fake {
 
     fn fault(&self, target: &Ref, nth: usize) -> Option<Fault> {
         self.faults.iter().find(|at| at.instance == *target && at.nth == nth).map(|at| at.fault)
+    }
+
+    fn keep(&self, machines: &BTreeMap<String, Machine>) {
+        let Some(path) = &self.state else { return };
+        let new = path.with_extension("new");
+        let text = serde_json::to_vec(machines).unwrap_or_default();
+        if std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)).is_err() {
+            tracing::error!("the fake engine can't keep its instances");
+        }
     }
 
     /// Does what an apply does, where its instance is the one that is meant. `late` keeps what is observed as it was.
@@ -249,6 +282,7 @@ impl Fake {
             }
             Action::Shutdown | Action::Kill => machine.state = State::Stopped,
         }
+        self.keep(&machines);
         Ok(())
     }
 }
@@ -370,6 +404,10 @@ impl Backend for Fake {
         seen.ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
     }
 
+    async fn is_under_way(&self, identity: &Identity) -> bool {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(_, of, _)| of.id == identity.id)
+    }
+
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
         let nth = {
             let mut machines = self.machines();
@@ -390,7 +428,11 @@ impl Backend for Fake {
             Some(Fault::Panic) => panic!("the fake engine was told to break"),
             Some(Fault::Unavailable) => Err(BackendError::Unavailable("the fake engine is gone".into())),
             Some(Fault::GuestLate) => self.act(target, identity, action, true),
-            Some(fault @ (Fault::Hang | Fault::HangAfter)) => {
+            Some(fault @ (Fault::Hang | Fault::HangAfter | Fault::HangLate)) => {
+                if fault == Fault::HangLate {
+                    let call = (target.clone(), identity.clone(), action.clone());
+                    self.late.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+                }
                 tokio::time::sleep(self.deadline).await;
                 if fault == Fault::HangAfter {
                     self.act(target, identity, action, false)?;
