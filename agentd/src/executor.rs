@@ -322,7 +322,7 @@ impl<'a> Executor<'a> {
 
     /// A guest that was given time and whose balloon driver gave no sign of life.
     fn silent(&self, action: &Action, observed: &Observed) -> bool {
-        let memory = matches!(action, Action::Set { scope: Scope::Live, values } if values.memory.is_some());
+        let memory = matches!(action.sets(), Some((Scope::Live, values)) if values.memory.is_some());
         memory && self.wait > Duration::ZERO && observed.used == Usage::Silent
     }
 

@@ -63,12 +63,18 @@ pub(crate) enum Command {
     /// Change CPUs and memory of one instance, as one change
     #[command(after_help = RESIZE_HELP)]
     Resize(Resize),
+    /// Take the last change of an instance back, or the change of one operation; only the fields that it touched
+    #[command(after_help = UNDO_HELP)]
+    Undo(Undo),
     /// Stop an instance: gracefully, then, only with --force, hard
     #[command(after_help = "Examples:\n  ctl stop web --timeout 60s\n  ctl stop vm/web --timeout 2m --force")]
     Stop(Stop),
     /// Start an instance, where the host's caps allow it
     #[command(after_help = "Examples:\n  ctl start web\n  ctl start container/db --dry-run")]
     Start(Start),
+    /// Show what was changed, refused or drifted, by whom, newest first
+    #[command(after_help = HISTORY_HELP)]
+    History(History),
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
@@ -101,6 +107,23 @@ Bytes are in powers of 1024: 8G, 8GiB and 8192M are the same. A value with + or 
 Examples:
   ctl resize web --cpus 4 --memory 8GiB
   ctl resize container/db --cpus +0.5 --memory -512M --dry-run";
+
+const UNDO_HELP: &str = "\
+What has been taken back already is passed over, so that doing it again goes one change further back. To put back what an \
+undo took away, undo that undo: ctl undo OPERATION, with the operation that it named. A value that somebody has changed \
+since is left alone, and the undo refused.
+
+Examples:
+  ctl undo web --dry-run
+  ctl undo 01J9ZQ6Y3F8V4T7N2K5M0X1ABC";
+
+const HISTORY_HELP: &str = "\
+Times are of the local time zone. Of one instance, each entry names its operation, which `ctl undo` takes; -o json has \
+all of it, with times in UTC.
+
+Examples:
+  ctl history web
+  ctl history vm/web --limit 100 --before 4711 -o json";
 
 /// Which instance.
 #[derive(Debug, ClapArgs)]
@@ -180,6 +203,33 @@ pub(crate) struct Plan {
     /// Only if the instance is still at this version
     #[arg(long, value_name = "VERSION")]
     pub(crate) if_version: Option<String>,
+}
+
+/// `ctl undo`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Undo {
+    /// vm/web, container/db, unit/batch.service, or a bare name that only one instance has; or an operation's id
+    #[arg(value_name = "REF|OPERATION")]
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+    /// How long to wait for the guest: 30s, 5m; 0 doesn't wait [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) wait: Option<String>,
+}
+
+/// `ctl history`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct History {
+    /// Only of this instance; one that is gone needs its kind: vm/web
+    #[arg(value_name = "REF")]
+    pub(crate) reference: Option<String>,
+    /// At most this many entries [default: agentd's]
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u32>,
+    /// Only entries before this one, to see older ones
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) before: Option<u64>,
 }
 
 /// `ctl stop`

@@ -242,6 +242,9 @@ pub struct ChangeOf<T> {
     pub before: Option<Limit<T>>,
     /// What was asked for, made absolute.
     pub requested: Limit<T>,
+    /// What was asked for the next start, where that is another value: an undo puts both back to their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_requested: Option<Limit<T>>,
     /// The backend's target now.
     pub accepted: Option<Limit<T>>,
     /// Read back.
@@ -288,8 +291,11 @@ pub struct StepView {
 pub struct OperationView {
     /// Its id; null for a dry run.
     pub operation: Option<String>,
-    /// `resize`, `stop`, `start`.
+    /// `resize`, `undo`, `stop`, `start`.
     pub verb: String,
+    /// The operation that it takes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undoes: Option<String>,
     /// How it ended, or that it runs.
     pub outcome: Outcome,
     /// Of which instance.
@@ -324,6 +330,7 @@ impl OperationView {
         OperationView {
             operation: Some(operation.id.clone()),
             verb: operation.verb.to_string(),
+            undoes: operation.undoes.clone(),
             outcome: operation.outcome,
             reference: operation.reference.to_string(),
             dry_run: false,
@@ -354,11 +361,12 @@ fn changes(operation: &Operation, observed: Option<&Observed>) -> Vec<Change> {
         ChangeOf {
             before: aim.before,
             requested: aim.requested,
+            saved_requested: aim.saved_requested,
             accepted: reading.and_then(|r| r.accepted),
             observed: reading.and_then(|r| r.observed),
             confirmed: reading.and_then(|r| r.confirmed),
-            live: aim.live && reading.is_some_and(|r| r.observed.is_some_and(|v| aim.matches(v))),
-            persistent: aim.saved && reading.is_some_and(|r| r.persistent.is_some_and(|v| aim.matches(v))),
+            live: aim.live && reading.is_some_and(|r| r.observed == Some(aim.requested)),
+            persistent: aim.saved && reading.is_some_and(|r| r.persistent == Some(aim.to_save())),
         }
     }
     let targets = &operation.targets;

@@ -10,7 +10,7 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::{Operation, Outcome};
-use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop};
+use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop, undo};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
@@ -39,6 +39,8 @@ pub enum Wish {
     },
     /// Bring it up.
     Start,
+    /// Take this change back, waiting this long for the guest.
+    Undo(Box<Operation>, Duration),
 }
 
 impl Wish {
@@ -47,6 +49,7 @@ impl Wish {
             Wish::Resize(..) => Verb::Resize,
             Wish::Stop { .. } => Verb::Stop,
             Wish::Start => Verb::Start,
+            Wish::Undo(..) => Verb::Undo,
         }
     }
 }
@@ -131,7 +134,7 @@ impl Engine {
     async fn execute(&self, mut operation: Operation, ask: &Ask, began: Instant) -> Result<OperationView, Failure> {
         let reference = operation.reference.clone();
         let wait = match &ask.wish {
-            Wish::Resize(_, wait) => *wait,
+            Wish::Resize(_, wait) | Wish::Undo(_, wait) => *wait,
             Wish::Stop { .. } | Wish::Start => Duration::ZERO,
         };
         let backend = self.backend(reference.kind())?;
@@ -376,6 +379,7 @@ fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Obse
         Wish::Resize(request, _) => resize(&inputs, request),
         Wish::Stop { timeout, force } => stop(&inputs, *timeout, *force),
         Wish::Start => start(&inputs),
+        Wish::Undo(operation, _) => undo(&inputs, operation),
     }
 }
 

@@ -134,6 +134,7 @@ impl UnderWay {
             who: Some(peer.who.clone()),
             code: None,
             detail: None,
+            undoes: None,
             instance: None,
         };
         engine.inner.under_way.send_modify(|changes| {

@@ -222,6 +222,15 @@ impl Engine {
         }
     }
 
+    /// An operation that a caller may see, as it is recorded.
+    pub async fn recorded(&self, peer: &Peer, id: &str) -> Result<Operation, Problem> {
+        match self.store().operation(id).await {
+            Ok(Some(recorded)) if self.may_see_operation(peer, &recorded.operation) => Ok(recorded.operation),
+            Ok(_) => Err(Problem::new(Code::NotFound, "there is no such operation")),
+            Err(error) => Err(unrecorded(&error)),
+        }
+    }
+
     /// An operation that was just submitted, as the record has it.
     pub async fn running(&self, id: &str) -> Option<OperationView> {
         let recorded = self.store().operation(id).await.ok().flatten();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentd_core::access::{Decision, Right};
 use agentd_core::api::{
     Capacity, Health, HistoryList, Instance, InstanceList, OperationList, OperationView, ProblemDocument,
-    ResizeRequest, SizeList, StartRequest, StopRequest,
+    ResizeRequest, SizeList, StartRequest, StopRequest, UndoRequest,
 };
 use agentd_core::config::parse_duration;
 use agentd_core::error::{Code, Problem};
@@ -66,6 +66,7 @@ fn table() -> OpenApiRouter<Engine> {
         .routes(need(Right::Read, routes!(sizes)))
         .routes(need(Right::Read, routes!(operations)))
         .routes(need(Right::Read, routes!(operation)))
+        .routes(need(Right::Resize, routes!(undo)))
         .routes(need(Right::Read, routes!(history)))
         .routes(need(Right::Read, routes!(health)))
 }
@@ -286,6 +287,31 @@ async fn start(
 ) -> Result<Response, Refusal> {
     let target = decode_path(path)?;
     change(engine, peer, right, target, Wish::Start, body.value.dry_run, &headers, "start", &body.text).await
+}
+
+/// Takes one change back: only the fields that it touched, each to what it was before. Those of others take the right
+/// `admin` on top.
+#[utoipa::path(post, path = "/v1/operations/{id}/undo",
+    params(("id" = String, Path), ("If-Match" = Option<String>, Header),
+        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
+    request_body = Option<UndoRequest>, responses(
+    (status = 200, body = OperationView), (status = 202, body = OperationView),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn undo(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Json<UndoRequest>,
+) -> Result<Response, Refusal> {
+    let Path(id) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
+    let wait = duration("wait", body.value.wait.as_deref())?.unwrap_or(DEFAULT_WAIT);
+    let operation = engine.recorded(&peer, &id).await?;
+    let (target, dry_run) = (Target::Full(operation.reference.clone()), body.value.dry_run);
+    let wish = Wish::Undo(Box::new(operation), wait);
+    change(engine, peer, right, target, wish, dry_run, &headers, &format!("undo {id}"), &body.text).await
 }
 
 /// Lifts the hold `needs-attention`, after a fresh look.

@@ -5,10 +5,12 @@ mod config;
 mod power;
 mod read;
 mod resize;
+mod undo;
 
 use agentd_core::api::OperationView;
 use agentd_core::config::parse_duration;
 use agentd_core::error::{Code, Problem};
+use agentd_core::instance::Ref;
 use agentd_core::operation::Outcome;
 use serde::Serialize;
 
@@ -45,6 +47,8 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Sizes => read::sizes(&context),
         Command::Health => read::health(&context),
         Command::Resize(resize) => resize::resize(&context, resize),
+        Command::Undo(args) => undo::undo(&context, args),
+        Command::History(history) => read::history(&context, history),
         Command::Stop(stop) => power::stop(&context, stop),
         Command::Start(start) => power::start(&context, start),
         Command::ClearHold(of) => power::clear_hold(&context, &of.reference),
@@ -72,30 +76,43 @@ impl Context {
 
     /// Sends a change of the instance that was typed and reports what became of it.
     fn change<B: Serialize>(&self, typed: &str, verb: &str, body: &B, plan: &Plan) -> Result<Report, Failure> {
-        let reply = self.send(typed, verb, body, plan.if_version.as_deref(), plan.dry_run)?;
-        let view: OperationView = reply.read().map_err(|failure| unreadable(failure, plan.dry_run))?;
+        let if_version = plan.if_version.as_deref().map(version).transpose()?;
+        let reference = self.client.resolve(typed)?;
+        let path = format!("{}/{verb}", instance_path(&reference));
+        self.report(path, reference, body, if_version, plan.dry_run)
+    }
+
+    /// Sends a change, of which the reply is an operation, and reports what became of it.
+    fn report<B: Serialize>(
+        &self,
+        path: String,
+        reference: Ref,
+        body: &B,
+        if_version: Option<String>,
+        dry_run: bool,
+    ) -> Result<Report, Failure> {
+        let reply = self.send(path, reference, body, if_version, dry_run)?;
+        let view: OperationView = reply.read().map_err(|failure| unreadable(failure, dry_run))?;
         let pending = view.outcome == Outcome::Pending;
         // What is pending is no success, so `-q` doesn't hide it.
         let screen = Screen { quiet: self.screen.quiet && !pending, ..self.screen };
         let mut report = screen.success(&reply.body, outcome::operation(&view, screen.out_width), String::new());
         report.exit = if pending { PENDING_EXIT } else { 0 };
-        report.keep_exit = !plan.dry_run;
+        report.keep_exit = !dry_run;
         Ok(report)
     }
 
-    /// Sends a change of the instance that was typed.
+    /// Sends a change of an instance.
     fn send<B: Serialize>(
         &self,
-        typed: &str,
-        verb: &str,
+        path: String,
+        reference: Ref,
         body: &B,
-        if_version: Option<&str>,
+        if_version: Option<String>,
         dry_run: bool,
     ) -> Result<Reply, Failure> {
-        let if_version = if_version.map(version).transpose()?;
-        let reference = self.client.resolve(typed)?;
         let change = Change {
-            path: format!("{}/{verb}", instance_path(&reference)),
+            path,
             body: serde_json::to_string(body)
                 .map_err(|error| Failure::internal(format!("the request can't be written: {error}")))?,
             if_version,

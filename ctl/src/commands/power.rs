@@ -4,6 +4,7 @@ use agentd_core::api::{Instance, StartRequest, StopRequest};
 
 use super::{Context, duration, unreadable};
 use crate::args::{Start, Stop};
+use crate::client::instance_path;
 use crate::error::Failure;
 use crate::render::{Report, table, text};
 
@@ -21,7 +22,9 @@ pub(super) fn start(context: &Context, args: &Start) -> Result<Report, Failure> 
 
 /// Lifts a hold; the answer is the instance as it is now.
 pub(super) fn clear_hold(context: &Context, typed: &str) -> Result<Report, Failure> {
-    let reply = context.send(typed, "clear-hold", &StartRequest::default(), None, false)?;
+    let reference = context.client.resolve(typed)?;
+    let path = format!("{}/clear-hold", instance_path(&reference));
+    let reply = context.send(path, reference, &StartRequest::default(), None, false)?;
     let instance: Instance = reply.read().map_err(|failure| unreadable(failure, false))?;
     let held = if instance.holds.is_empty() { "is not held" } else { "is still held" };
     let mut out = format!("{}  {held}\n", text::clean(&instance.reference));

@@ -1,14 +1,14 @@
-//! The commands that ask and change nothing: `list`, `show`, `capacity`, `sizes`, `health`.
+//! The commands that ask and change nothing: `list`, `show`, `history`, `capacity`, `sizes`, `health`.
 
-use agentd_core::api::{Capacity, Health, Instance, InstanceList, SizeList};
+use agentd_core::api::{Capacity, Health, HistoryList, Instance, InstanceList, SizeList};
 use agentd_core::instance::{Kind, State};
 use serde_json::Value;
 
 use super::Context;
-use crate::args::List;
+use crate::args::{History, List};
 use crate::client::{Reply, encode};
 use crate::error::Failure;
-use crate::render::{Report, table};
+use crate::render::{Report, history as rendered, table, text};
 
 /// The exit code where agentd is there and something behind it isn't well.
 const UNWELL_EXIT: u8 = 3;
@@ -73,6 +73,26 @@ pub(super) fn show(context: &Context, typed: &str) -> Result<Report, Failure> {
     let reply = context.watch(None, move || client.look_up(&text))?;
     let instance: Instance = reply.read()?;
     Ok(context.screen.success(&reply.body, table::show(&instance, context.screen.out_width), String::new()))
+}
+
+/// Shows what happened, newest first.
+pub(super) fn history(context: &Context, args: &History) -> Result<Report, Failure> {
+    let reference = args.reference.as_deref().map(|typed| context.client.resolve(typed)).transpose()?;
+    let mut query = Vec::new();
+    query.extend(reference.as_ref().map(|reference| format!("ref={}", encode(reference.as_str()))));
+    query.extend(args.limit.map(|limit| format!("limit={limit}")));
+    query.extend(args.before.map(|seq| format!("before={seq}")));
+    let question = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
+    let reply = context.get(&format!("/v1/history{question}"))?;
+    let list: HistoryList = reply.read()?;
+    let of = reference.as_ref().map(|reference| format!(" of {}", text::clean(reference.as_str()))).unwrap_or_default();
+    if list.items.is_empty() {
+        let older = if args.before.is_some() { " before that" } else { "" };
+        return Ok(context.screen.success(&reply.body, String::new(), format!("nothing is on record{of}{older}\n")));
+    }
+    let out = rendered::history(&list.items, reference.is_some(), &rendered::Local::new(), context.screen.out_width);
+    let older = list.next.map(|seq| format!("there is more{of}: --before {seq}\n")).unwrap_or_default();
+    Ok(context.screen.success(&reply.body, out, older))
 }
 
 /// Shows the host.

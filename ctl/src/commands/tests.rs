@@ -110,7 +110,13 @@ fn a_config_file_is_checked_without_a_daemon() {
 fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&args(&format!("ctl completions {shell}"))).out;
-        assert!(script.contains("clear-hold") && script.contains("if-version"), "{shell}");
+        assert!(
+            script.contains("clear-hold")
+                && script.contains("undo")
+                && script.contains("history")
+                && script.contains("if-version"),
+            "{shell}"
+        );
     }
 }
 
@@ -203,4 +209,26 @@ fn health_tells_by_its_exit_code_whether_all_is_well() {
         let report = run_with(&Server::new(vec![Does::Say(reply(200, &body))]), "-q health");
         assert_eq!((report.exit, report.out.is_empty()), (exit, ok));
     }
+}
+
+#[test]
+fn a_history_is_asked_for_as_it_was_typed_and_tells_how_to_go_on() {
+    let entry = r#"{"seq":7,"at":"2026-03-01T22:30:05Z","happening":"change","ref":"vm/web","who":null,"operation":"01J","verb":"resize","outcome":"changed","moves":[],"code":null,"detail":null,"new":1}"#;
+    let body = format!(r#"{{"items":[{entry}],"next":7}}"#);
+    let found = Does::Say(reply(200, r#"{"ref":"vm/web"}"#));
+    let server = Server::new(vec![found, Does::Say(reply(200, &body))]);
+    let report = run_with(&server, "history web --limit 1 --before 9");
+    assert_eq!((report.exit, report.err.as_str()), (0, "there is more of vm/web: --before 7\n"));
+    assert!(report.out.contains("01J") && report.out.contains("changed"), "{}", report.out);
+    let requests = server.requests();
+    assert!(requests[1].starts_with("get /v1/history?ref=vm%2fweb&limit=1&before=9 http"), "{requests:?}");
+
+    let server = Server::new(vec![Does::Say(reply(200, &body))]);
+    let report = run_with(&server, "history -o json");
+    assert_eq!((report.out, report.err.as_str()), (format!("{body}\n"), ""));
+    assert!(server.requests()[0].starts_with("get /v1/history http"));
+
+    let server = Server::new(vec![Does::Say(reply(200, r#"{"items":[],"next":null}"#))]);
+    let report = run_with(&server, "history vm/web");
+    assert_eq!((report.exit, report.out.as_str(), report.err.as_str()), (0, "", "nothing is on record of vm/web\n"));
 }

@@ -13,6 +13,8 @@ struct Told {
     name: &'static str,
     before: Option<String>,
     requested: String,
+    /// What the next start was to have, where that is another value.
+    to_save: Option<String>,
     observed: Option<String>,
     confirmed: Option<String>,
     live: bool,
@@ -28,6 +30,7 @@ impl Told {
                 name,
                 before: change.before.as_ref().map(ToString::to_string),
                 requested: change.requested.to_string(),
+                to_save: change.saved_requested.as_ref().map(ToString::to_string),
                 observed: change.observed.as_ref().map(ToString::to_string),
                 confirmed: change.confirmed.as_ref().map(ToString::to_string),
                 live: change.live,
@@ -42,14 +45,17 @@ impl Told {
         }
     }
 
-    /// `cpus 2 → 4`
+    /// `cpus 2 → 4`, `cpus 4 → 2 (saved: 3)`
     fn arrow(&self) -> String {
-        format!("{} {} → {}", self.name, self.before.as_deref().unwrap_or("unknown"), self.requested)
+        let saved = self.to_save.as_ref().map(|value| format!(" (saved: {value})")).unwrap_or_default();
+        format!("{} {} → {}{saved}", self.name, self.before.as_deref().unwrap_or("unknown"), self.requested)
     }
 
     /// Whether nothing was to become of it, and nothing has.
     fn stays(&self) -> bool {
-        self.before.as_ref() == Some(&self.requested) && self.observed.as_ref().is_none_or(|now| *now == self.requested)
+        self.to_save.is_none()
+            && self.before.as_ref() == Some(&self.requested)
+            && self.observed.as_ref().is_none_or(|now| *now == self.requested)
     }
 
     /// Where the value is now.
@@ -118,6 +124,10 @@ pub(crate) fn operation(view: &OperationView, width: Option<usize>) -> String {
     }
     for note in notes {
         out += &paragraph(&format!("  note: {}", clean(note)), 8, width);
+    }
+    if let ("undo", Outcome::Changed | Outcome::Pending, Some(id)) = (view.verb.as_str(), view.outcome, &view.operation)
+    {
+        out += &format!("to put it back again: ctl undo {}\n", clean(id));
     }
     if let (true, false, Some(instance)) = (view.dry_run, view.steps.is_empty(), &view.instance) {
         out += &format!("to run exactly this: --if-version {}\n", clean(&instance.version));

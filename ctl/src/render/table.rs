@@ -9,14 +9,14 @@ use agentd_core::ledger::Charge;
 use agentd_core::units::{ByteCount, Limit};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
-use super::text::{clean, paragraph};
+use super::text::{WARNING, clean, paragraph};
 
 /// Where nothing is known or nothing applies.
-const NOTHING: &str = "—";
+pub(super) const NOTHING: &str = "—";
 
 /// How a column stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stand {
+pub(super) enum Stand {
     Left,
     Right,
     /// To the left, and wrapped where the terminal is too narrow.
@@ -24,7 +24,7 @@ enum Stand {
 }
 
 /// Lays a table out: a header, rows, and for each column how it stands.
-fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
+pub(super) fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if let Some(width) = width.and_then(|width| u16::try_from(width).ok()) {
@@ -120,10 +120,11 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
     for hold in &instance.holds {
         out += &paragraph(&format!("held ({}): {}", hold.hold.as_str(), clean(&hold.reason)), 6, width);
         let what = match hold.hold {
-            HoldKind::Suspended => "no change but stop is taken until it is resumed".to_owned(),
-            HoldKind::NeedsAttention => {
-                format!("look at it, put right what is wrong, then: ctl clear-hold {name}; stop works meanwhile")
-            }
+            HoldKind::Suspended => format!("when it may be changed again: ctl resume {name}; stop works meanwhile"),
+            HoldKind::NeedsAttention => format!(
+                "look at it, also with `ctl history {name}`, put right what is wrong, then: ctl clear-hold {name}; \
+                 stop works meanwhile"
+            ),
             HoldKind::Recovering => "it ends by itself once the backend answers; stop works meanwhile".to_owned(),
         };
         out += &paragraph(&format!("  what to do: {what}"), 14, width);
@@ -243,6 +244,10 @@ pub(crate) fn health(health: &Health, width: Option<usize>) -> String {
     let mode = if health.read_only { ", read-only: every change is refused" } else { "" };
     let verdict = if health.ok { "well" } else { "not well" };
     let mut out = format!("agentd {} is {verdict}{mode}\n", clean(&health.version));
+    // Before the table: what is on record here concerns all of it, a store that fails not least.
+    for note in &health.notes {
+        out += &paragraph(&format!("{WARNING}warning:{WARNING:#} {}", clean(note)), "warning: ".len(), width);
+    }
     let row = |backend: &agentd_core::api::BackendHealth| {
         let verdict = if backend.ok { "ok" } else { "DOWN" };
         vec![backend.kind.to_string(), verdict.to_owned(), clean(&backend.name), clean(&backend.detail)]
@@ -251,9 +256,6 @@ pub(crate) fn health(health: &Health, width: Option<usize>) -> String {
         use Stand::{Left, Wrap};
         let rows = health.backends.iter().map(row).collect();
         out += &lay(&["KIND", "STATE", "BACKEND", ""], &[Left, Left, Left, Wrap], rows, width);
-    }
-    for note in &health.notes {
-        out += &paragraph(&format!("note: {}", clean(note)), 6, width);
     }
     out
 }

@@ -8,6 +8,8 @@ use textwrap::Options;
 use crate::error::Failure;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
+/// What is wrong without being the command's failure.
+pub(crate) const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default();
 
 /// What a terminal may obey, or what turns the order of a line about: control characters and Unicode's marks of

@@ -16,7 +16,7 @@ pub(super) fn check_switches(inputs: &Inputs<'_>, needed: &Needed) -> Result<(),
     let reference = &observed.reference;
     if !inputs.rules.live && needed.live != Values::default() {
         let (code, hint) = match observed.saved {
-            Saved::Apart => (Code::RestartRequired, "--next-boot saves the change for its next start"),
+            Saved::Apart => (Code::RestartRequired, "`ctl resize --next-boot` saves a change for its next start"),
             _ => (Code::Unsupported, "the config's `live = false` binds everybody"),
         };
         return Err(Problem::new(
@@ -78,9 +78,11 @@ pub(super) fn check_bounds(inputs: &Inputs<'_>, targets: &Targets) -> Result<(),
     }
     if let Some(aim) = &targets.memory {
         bound(inputs, "memory", aim, rules.max_memory, "max_memory")?;
-        if let (Some(Bound { value: least, rule }), Limit::At(value)) = (rules.min_memory, aim.requested)
-            && value < least
-            && aim.moves(|before| before.is_none_or(|before| before.at().is_none_or(|before| value < before)))
+        let shrinks = |value, before: Option<Limit<ByteCount>>| {
+            before.is_none_or(|before| before.at().is_none_or(|before| value < before))
+        };
+        if let Some(Bound { value: least, rule }) = rules.min_memory
+            && let Some(value) = out_of_bounds(aim, |value, before| value < least && shrinks(value, before))
         {
             let numbers = Numbers {
                 resource: Some("memory".into()),
@@ -103,6 +105,11 @@ pub(super) fn check_bounds(inputs: &Inputs<'_>, targets: &Targets) -> Result<(),
     Ok(())
 }
 
+/// The value that is asked for any of the sides that change and is `out`, judged from the value of before.
+fn out_of_bounds<T: Scalar>(aim: &Aim<T>, out: impl Fn(T, Option<Limit<T>>) -> bool) -> Option<T> {
+    aim.sides().find_map(|(want, before)| want.at().filter(|value| out(*value, before)))
+}
+
 fn bound<T: Scalar>(
     inputs: &Inputs<'_>,
     field: &str,
@@ -122,11 +129,10 @@ fn at_most<T: Scalar>(
     key: &str,
     config_key: String,
 ) -> Result<(), Problem> {
-    let Limit::At(value) = aim.requested else { return Ok(()) };
-    let grows = |before: Option<Limit<T>>| before.is_none_or(|before| before.at().is_some_and(|before| value > before));
-    if value <= most || !aim.moves(grows) {
-        return Ok(());
-    }
+    let grows = |value: T, before: Option<Limit<T>>| {
+        before.is_none_or(|before| before.at().is_some_and(|before| value > before))
+    };
+    let Some(value) = out_of_bounds(aim, |value, before| value > most && grows(value, before)) else { return Ok(()) };
     let numbers = Numbers {
         resource: Some(field.to_owned()),
         allowed: most.number(),
@@ -278,7 +284,7 @@ fn ceiling<T: Scalar>(
             format!("the saved definition of {reference} allows {most} {field} at most, not {value}"),
         )
         .hint(if live.is_some() {
-            "raise the maximum in its definition first, or add --live-only".to_owned()
+            "raise the maximum in its definition first, or change only what runs: ctl resize --live-only".to_owned()
         } else {
             "raise the maximum in its definition first".to_owned()
         })

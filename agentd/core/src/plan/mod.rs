@@ -11,6 +11,7 @@ mod settle;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod words;
 
 use std::fmt;
@@ -22,6 +23,7 @@ pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use power::{start, stop};
 pub use resize::resize;
 pub use settle::{Reached, may_be_ours, reached, same_cpu_time, unchanged_since};
+pub use undo::undo;
 pub use words::describe;
 
 use crate::api::Hold;
@@ -100,6 +102,13 @@ impl Values {
         ];
         set.into_iter().flatten().collect()
     }
+
+    /// Whether every field that `part` sets is set here to the same value.
+    fn include(&self, part: &Values) -> bool {
+        (part.cpus.is_none() || part.cpus == self.cpus)
+            && (part.cpu_limit.is_none() || part.cpu_limit == self.cpu_limit)
+            && (part.memory.is_none() || part.memory == self.memory)
+    }
 }
 
 /// One atomic call to a backend.
@@ -131,12 +140,17 @@ pub enum Action {
 }
 
 impl Action {
+    /// Where it sets which values; `None` where it sets none.
+    pub const fn sets(&self) -> Option<(Scope, &Values)> {
+        match self {
+            Action::Set { scope, values } | Action::Restore { scope, values, .. } => Some((*scope, values)),
+            Action::Start | Action::Shutdown | Action::Kill => None,
+        }
+    }
+
     /// Whether it concerns one run of its instance.
     pub fn is_live(&self) -> bool {
-        match self {
-            Action::Set { scope, .. } | Action::Restore { scope, .. } => *scope != Scope::Saved,
-            Action::Start | Action::Shutdown | Action::Kill => false,
-        }
+        self.sets().is_some_and(|(scope, _)| scope != Scope::Saved)
     }
 }
 
@@ -199,6 +213,10 @@ pub struct Aim<T> {
     pub saved_before: Option<Limit<T>>,
     /// Asked for, absolute and in the backend's grain.
     pub requested: Limit<T>,
+    /// What the next start is to have, where that is another value than what runs is to have: what differed before a
+    /// change differs again after its undo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_requested: Option<Limit<T>>,
     /// Whether what runs is to have it.
     pub live: bool,
     /// Whether the next start is to have it.
@@ -206,14 +224,15 @@ pub struct Aim<T> {
 }
 
 impl<T: Copy + PartialEq> Aim<T> {
-    /// Whether what is asked for moves, as `moves` judges it from a value of before, any of the sides that it changes.
-    pub(crate) fn moves(&self, moves: impl Fn(Option<Limit<T>>) -> bool) -> bool {
-        (self.live && moves(self.before)) || (self.saved && moves(self.saved_before))
+    /// What the next start is to have, where it is changed.
+    pub fn to_save(&self) -> Limit<T> {
+        self.saved_requested.unwrap_or(self.requested)
     }
 
-    /// Whether a value read back is the one asked for.
-    pub fn matches(&self, value: Limit<T>) -> bool {
-        self.requested == value
+    /// The value asked for and the value of before, of each side that it changes.
+    pub(crate) fn sides(&self) -> impl Iterator<Item = (Limit<T>, Option<Limit<T>>)> {
+        let live = self.live.then_some((self.requested, self.before));
+        live.into_iter().chain(self.saved.then_some((self.to_save(), self.saved_before)))
     }
 }
 
@@ -254,10 +273,8 @@ impl Targets {
     pub fn standing(&self, observed: &Observed) -> Standing {
         fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>, asked: &mut bool, before: &mut bool) {
             let Some(aim) = aim else { return };
-            let values = [aim.live.then_some(reading.accepted), aim.saved.then_some(reading.persistent)];
-            for value in values.into_iter().flatten() {
-                *asked &= value == Some(aim.requested);
-            }
+            *asked &= !aim.live || reading.accepted == Some(aim.requested);
+            *asked &= !aim.saved || reading.persistent == Some(aim.to_save());
             *before &= !aim.live || reading.accepted == aim.before;
             *before &= !aim.saved || reading.persistent == aim.saved_before;
         }

@@ -7,7 +7,7 @@ use super::checks::{admit, check_bounds, check_ceilings, check_shrink, check_swi
 use super::scalar::Scalar;
 use super::settle::{cpus_rule, same_cpu_time};
 use super::steps::{make_one_way, steps};
-use super::{Aim, Inputs, Plan, Targets, Values, Verb};
+use super::{Action, Aim, Inputs, Plan, Scope, Targets, Values, Verb};
 use crate::api::{Apply, ResizeRequest, Restart};
 use crate::error::{Code, Numbers, Problem};
 use crate::instance::{Ability, Field, Kind, Observed, Reading, Saved, State};
@@ -28,11 +28,22 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
         memory: aim(inputs, Field::Memory, &observed.memory, wanted.memory, place, &mut plan.notes)?,
     };
     plan.targets = targets;
+    complete(inputs, plan, place, |scope, values| Action::Set { scope, values })
+}
+
+/// The way from targets to a plan that every change of CPUs and memory goes: what of them is needed, whether it is
+/// allowed, what it is charged, and the steps. `action` makes the call that sets some values.
+pub(super) fn complete(
+    inputs: &Inputs<'_>,
+    mut plan: Plan,
+    place: Place,
+    action: impl Fn(Scope, Values) -> Action,
+) -> Result<Plan, Problem> {
+    let (observed, targets) = (inputs.observed, plan.targets);
     let needed = Needed::of(&targets, observed, place);
     if needed.is_empty() {
         return Ok(plan);
     }
-
     check_switches(inputs, &needed)?;
     check_bounds(inputs, &targets)?;
     if let Some(aim) = &targets.memory
@@ -42,7 +53,7 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
     }
     plan.charge = admit(inputs, &needed)?;
     check_ceilings(inputs, &targets, &needed)?;
-    plan.steps = steps(inputs, &needed, place);
+    plan.steps = steps(inputs, &needed, place, action);
     if place.together {
         make_one_way(observed, &needed.saved, &mut plan);
     }
@@ -112,7 +123,7 @@ pub(super) struct Place {
     pub(super) together: bool,
 }
 
-fn place(observed: &Observed, apply: Option<Apply>, notes: &mut Vec<String>) -> Result<Place, Problem> {
+pub(super) fn place(observed: &Observed, apply: Option<Apply>, notes: &mut Vec<String>) -> Result<Place, Problem> {
     let reference = &observed.reference;
     let up = match observed.state {
         State::Running | State::Paused => true,
@@ -224,7 +235,14 @@ fn aim<T: Scalar>(
             Limit::At(rounded)
         }
     };
-    Ok(Some(Aim { before, saved_before: reading.persistent, requested, live: place.live, saved: place.saved }))
+    Ok(Some(Aim {
+        before,
+        saved_before: reading.persistent,
+        requested,
+        saved_requested: None,
+        live: place.live,
+        saved: place.saved,
+    }))
 }
 
 fn base_text<T: Display>(before: Option<Limit<T>>) -> String {
@@ -250,7 +268,7 @@ impl Needed {
             aim.filter(|a| a.live && !there(a)).map(|a| a.requested)
         }
         fn saved<T: Copy + PartialEq>(aim: Option<Aim<T>>, r: &Reading<T>) -> Option<Limit<T>> {
-            aim.filter(|a| a.saved && r.persistent != Some(a.requested)).map(|a| a.requested)
+            aim.filter(|a| a.saved && r.persistent != Some(a.to_save())).map(|a| a.to_save())
         }
         let mut needed = Needed {
             live: Values {

@@ -69,29 +69,29 @@ pub fn unchanged_since(action: &Action, observed: &Observed) -> bool {
 /// back. vCPUs are plugged one by one, so those of a VM may be on the way; so may its balloon in a recovery, because what
 /// target it was given not every hypervisor tells. Anything else was set by somebody else.
 pub fn may_be_ours(action: &Action, undo: &Action, observed: &Observed, recovering: bool) -> bool {
-    let (Action::Set { scope, values: new }, Action::Restore { values: old, .. }) = (action, undo) else { return true };
+    let (Some((scope, new)), Some((_, old))) = (action.sets(), undo.sets()) else { return true };
     fn value<T: Copy>(scope: Scope, reading: &Reading<T>) -> Option<Limit<T>> {
         if scope == Scope::Live { reading.accepted } else { reading.persistent }
     }
     let either = |new: Option<Limit<Cpus>>, old: Option<Limit<Cpus>>, now: Option<Limit<Cpus>>| {
         new.is_none() || [new, old].into_iter().flatten().any(|set| now.is_some_and(|now| same_cpu_time(set, now)))
     };
-    let cpus = value(*scope, &observed.cpus);
+    let cpus = value(scope, &observed.cpus);
     let on_the_way = observed.reference.kind() == Kind::Vm
         && match (new.cpus.and_then(Limit::at), old.cpus.and_then(Limit::at), cpus.and_then(Limit::at)) {
             (Some(new), Some(old), Some(now)) => (new.min(old)..=new.max(old)).contains(&now),
             _ => false,
         };
-    let memory = value(*scope, &observed.memory);
+    let memory = value(scope, &observed.memory);
     let balloon_on_the_way = recovering
-        && *scope == Scope::Live
+        && scope == Scope::Live
         && observed.reference.kind() == Kind::Vm
         && match (new.memory.and_then(Limit::at), old.memory.and_then(Limit::at), memory.and_then(Limit::at)) {
             (Some(new), Some(old), Some(now)) => (new.min(old)..=new.max(old)).contains(&now),
             _ => false,
         };
     (on_the_way || either(new.cpus, old.cpus, cpus))
-        && either(new.cpu_limit, old.cpu_limit, value(*scope, &observed.cpu_limit))
+        && either(new.cpu_limit, old.cpu_limit, value(scope, &observed.cpu_limit))
         && (new.memory.is_none()
             || balloon_on_the_way
             || memory.is_some() && (memory == new.memory || memory == old.memory))

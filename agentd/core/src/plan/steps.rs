@@ -6,15 +6,22 @@ use crate::instance::{Ability, Field, Kind, Observed, Reading};
 use crate::units::Limit;
 
 /// The steps, from the surest to undo to the least sure.
-pub(super) fn steps(inputs: &Inputs<'_>, needed: &Needed, place: Place) -> Vec<Step> {
+/// `action` makes the call that sets some values.
+pub(super) fn steps(
+    inputs: &Inputs<'_>,
+    needed: &Needed,
+    place: Place,
+    action: impl Fn(Scope, Values) -> Action,
+) -> Vec<Step> {
     let observed = inputs.observed;
     let kind = observed.reference.kind();
+    let step = |scope, values, class, settle| step(observed, scope, values, action(scope, values), class, settle);
     if place.together {
-        return vec![step(observed, Scope::Both, needed.saved, UndoClass::Exact, Settle::AtOnce)];
+        return vec![step(Scope::Both, needed.saved, UndoClass::Exact, Settle::AtOnce)];
     }
     if kind != Kind::Vm {
         let live = (needed.live != Values::default())
-            .then(|| step(observed, Scope::Live, needed.live, UndoClass::Exact, Settle::AtOnce));
+            .then(|| step(Scope::Live, needed.live, UndoClass::Exact, Settle::AtOnce));
         return live.into_iter().collect();
     }
     let only = |field: Field, values: &Values| match field {
@@ -34,7 +41,7 @@ pub(super) fn steps(inputs: &Inputs<'_>, needed: &Needed, place: Place) -> Vec<S
         .into_iter()
         .filter_map(|(scope, field, class, settle)| {
             let values = if scope == Scope::Live { &needed.live } else { &needed.saved };
-            only(field, values).map(|values| step(observed, scope, values, class, settle))
+            only(field, values).map(|values| step(scope, values, class, settle))
         })
         .collect()
 }
@@ -59,7 +66,7 @@ pub(super) fn make_one_way(observed: &Observed, values: &Values, plan: &mut Plan
 }
 
 /// One step with its way back: the values of before, from the backend's own.
-fn step(observed: &Observed, scope: Scope, values: Values, class: UndoClass, settle: Settle) -> Step {
+fn step(observed: &Observed, scope: Scope, values: Values, action: Action, class: UndoClass, settle: Settle) -> Step {
     let kind = observed.reference.kind();
     let old = |saved: bool| Values {
         cpus: values.cpus.and(if saved { observed.cpus.persistent } else { observed.cpus.accepted }),
@@ -72,7 +79,6 @@ fn step(observed: &Observed, scope: Scope, values: Values, class: UndoClass, set
     };
     let saved = scope == Scope::Saved || !observed.state.is_up();
     let undo = Action::Restore { scope, values: old(saved), native: observed.native.clone() };
-    let action = Action::Set { scope, values };
     Step {
         what: describe(kind, &action),
         undo_what: Some(describe(kind, &undo)),

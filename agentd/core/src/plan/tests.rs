@@ -10,10 +10,10 @@ use crate::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, Stat
 use crate::ledger::{Charge, Ledger};
 use crate::units::{ByteCount, Cpus, Limit};
 
-const MIB: fn(u32) -> ByteCount = ByteCount::mib;
+pub(super) const MIB: fn(u32) -> ByteCount = ByteCount::mib;
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(8192) };
 
-fn same<T: Copy>(value: Limit<T>, grain: T, least: T, ceiling: Option<T>) -> Reading<T> {
+pub(super) fn same<T: Copy>(value: Limit<T>, grain: T, least: T, ceiling: Option<T>) -> Reading<T> {
     Reading {
         accepted: Some(value),
         observed: Some(value),
@@ -29,7 +29,7 @@ fn same<T: Copy>(value: Limit<T>, grain: T, least: T, ceiling: Option<T>) -> Rea
 }
 
 /// A running VM: 2 of 4 vCPUs, 1 of 2 GiB, no cpu_limit, 300 MiB in use.
-fn vm() -> Observed {
+pub(super) fn vm() -> Observed {
     Observed {
         reference: Ref::new(Kind::Vm, "web").unwrap(),
         id: "uuid".into(),
@@ -49,7 +49,7 @@ fn vm() -> Observed {
 }
 
 /// A running container: 0.5 CPUs, 64 MiB, 10 MiB in use.
-fn container() -> Observed {
+pub(super) fn container() -> Observed {
     let cpus = Limit::At(Cpus::from_millis(500));
     Observed {
         reference: Ref::new(Kind::Container, "db").unwrap(),
@@ -63,7 +63,7 @@ fn container() -> Observed {
     }
 }
 
-fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Inputs<'_>) -> T) -> T {
+pub(super) fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Inputs<'_>) -> T) -> T {
     let config = Config::parse("test", config).unwrap();
     let rules = config.rules_for(observed.reference.as_str(), &observed.labels);
     let capacity = &config.capacity;
@@ -73,12 +73,12 @@ fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Inputs<'_>) -> T
     run(&Inputs { observed, holds: &[], config: &config, rules: &rules, host, ledger: &ledger })
 }
 
-fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
+pub(super) fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
     let request: ResizeRequest = serde_json::from_value(body).unwrap();
     with(observed, config, |inputs| resize(inputs, &request))
 }
 
-fn steps(plan: &Plan) -> Vec<&str> {
+pub(super) fn steps(plan: &Plan) -> Vec<&str> {
     plan.steps.iter().map(|step| step.what.as_str()).collect()
 }
 

@@ -126,6 +126,20 @@ to run exactly this: --if-version b3a9
 }
 
 #[test]
+fn an_undo_tells_both_sides_and_how_to_put_it_back() {
+    let change = json!([{"field": "cpus", "before": 4, "requested": 2, "saved_requested": 3, "accepted": 2, "observed": 2,
+        "confirmed": null, "live": true, "persistent": true}]);
+    let undone = view("changed", change.clone(), json!({"verb": "undo", "undoes": "01H"}));
+    assert_eq!(
+        operation(&undone, None),
+        "vm/web  cpus 4 → 2 (saved: 3)   live and saved, not confirmed by the guest, 0.21 s\n\
+         to put it back again: ctl undo 01J\n"
+    );
+    let planned = view("planned", change, json!({"verb": "undo", "dry_run": true, "operation": null}));
+    assert!(!operation(&planned, None).contains("ctl undo"), "nothing was done");
+}
+
+#[test]
 fn a_change_that_still_runs_names_its_operation() {
     let view = view("running", json!([]), json!({}));
     assert_eq!(operation(&view, None), "vm/web  still under way (operation 01J); ctl show vm/web tells where it is\n");

@@ -73,9 +73,22 @@ label a=b\\u{1b}
 note: balloon driver silent
 memory is 512 MiB, asked for 400 MiB: the guest has not obeyed yet
 held (needs-attention): half of it was done
-  what to do: look at it, put right what is wrong, then: ctl clear-hold vm/web; stop works meanwhile
+  what to do: look at it, also with `ctl history vm/web`, put right what is wrong, then: ctl clear-hold vm/web; stop works meanwhile
 "
     );
+}
+
+#[test]
+fn every_hold_says_what_to_do() {
+    for (hold, said) in [
+        ("suspended", "ctl resume vm/web; stop works"),
+        ("needs-attention", "ctl clear-hold vm/web; stop works"),
+        ("recovering", "it ends by itself once the backend answers; stop works"),
+    ] {
+        let instance = instance("vm/web", "running", json!({"holds": [{"hold": hold, "reason": "r"}]}));
+        let text = show(&instance, None);
+        assert!(text.contains(&format!("held ({hold}): r\n  what to do: ")) && text.contains(said), "{text}");
+    }
 }
 
 #[test]
@@ -135,12 +148,12 @@ fn backends_that_are_down_stand_out() {
         "notes": ["the new config is invalid"]}))
     .unwrap();
     assert_eq!(
-        self::health(&health, None),
+        anstream::adapter::strip_str(&self::health(&health, None)).to_string(),
         "\
 agentd 0.1.0 is not well, read-only: every change is refused
+warning: the new config is invalid
 KIND  STATE  BACKEND
 vm    DOWN   libvirt qemu:///system  no\\nanswer
-note: the new config is invalid
 "
     );
 }
