@@ -222,7 +222,7 @@ fn connect(location: &Location, flags: OpenFlags) -> Result<Connection, StoreErr
 fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError> {
     match entry {
         Entry::Operation(operation, reply) => {
-            let reply = reply.as_ref().map(|reply| text(reply)).transpose()?;
+            let reply = reply.as_ref().map(text).transpose()?;
             transaction
                 .prepare_cached(
                     "INSERT INTO operations (id, reference, uid, started_ms, open, body, reply)

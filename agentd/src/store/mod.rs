@@ -118,7 +118,7 @@ enum Access {
     Thread(Mutex<Sender<Work>>),
     /// Within the call: for simulations, which must be the same each time.
     #[cfg(any(test, feature = "fake"))]
-    Inline(Mutex<Writer>),
+    Inline(Box<Mutex<Writer>>),
 }
 
 #[derive(Debug)]
@@ -148,7 +148,7 @@ impl Store {
         let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
         let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble));
         writer.may_be_new = may_be_new;
-        Store::with(location, Access::Inline(Mutex::new(writer)), trouble)
+        Store::with(location, Access::Inline(Box::new(Mutex::new(writer))), trouble)
     }
 
     fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<String>>>) -> Self {
