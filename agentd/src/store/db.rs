@@ -85,11 +85,13 @@ pub(super) struct Db {
 impl Db {
     /// Opens the store for writing, brings it to today's schema, and looks at every page of it where `whole`.
     pub(super) fn open(location: &Location, may_be_new: bool, whole: bool) -> Result<Self, StoreError> {
-        let mut connection = connect(location, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        let create = if may_be_new { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
+        let mut connection = connect(location, OpenFlags::SQLITE_OPEN_READ_WRITE | create)?;
+        let version = schema::version(&connection, may_be_new)?;
         // What is acknowledged is on the disk: FULL syncs the log at each commit.
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        schema::migrate(&mut connection, may_be_new)?;
+        schema::migrate(&mut connection, version)?;
         if whole {
             let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
             if found != "ok" {

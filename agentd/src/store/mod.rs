@@ -16,7 +16,7 @@ mod tests;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -325,6 +325,8 @@ struct Writer {
     /// Whether it was read: before that nothing may be written, since nobody knows what it would replace.
     loaded: bool,
     db: Option<Db>,
+    /// Inode and length of the file when it was last seen to be whole.
+    seen: Option<(u64, u64)>,
     backlog: Vec<Entry>,
     trouble: Arc<Mutex<Option<String>>>,
 }
@@ -338,6 +340,7 @@ impl Writer {
             may_be_new: false,
             loaded: false,
             db: None,
+            seen: None,
             backlog: Vec::new(),
             trouble,
         }
@@ -376,7 +379,8 @@ impl Writer {
         }
         if !commits.is_empty() || !self.backlog.is_empty() {
             let entries = self.backlog.iter().chain(commits.iter().flat_map(|(entries, ..)| entries));
-            let written = write(&mut self.db, self.loaded, &self.location, entries);
+            let written = unchanged(&self.location, &mut self.seen)
+                .and_then(|()| write(&mut self.db, self.loaded, &self.location, entries));
             self.tell(written.as_ref().err());
             if written.is_ok() {
                 self.backlog.clear();
@@ -440,6 +444,25 @@ impl Writer {
         }
         (self.db, self.loaded, self.may_be_new) = (Some(db), true, false);
         Ok(loaded)
+    }
+}
+
+/// Whether the file is still the one that was read: SQLite would go on with one that somebody has removed, replaced or cut,
+/// and what it then wrote could not be read after a restart. It only ever grows.
+fn unchanged(location: &Location, seen: &mut Option<(u64, u64)>) -> Result<(), StoreError> {
+    if location.vfs.is_some() {
+        return Ok(());
+    }
+    let found = std::fs::metadata(&location.path).map_err(unwritable)?;
+    let now = (found.ino(), found.len());
+    match seen {
+        Some((inode, length)) if (*inode, *length) != (now.0, (*length).min(now.1)) => Err(StoreError::Unreadable(
+            "it was replaced or cut while agentd ran; put back the one that was there, or restart agentd to read this one".into(),
+        )),
+        _ => {
+            *seen = Some(now);
+            Ok(())
+        }
     }
 }
 

@@ -46,24 +46,25 @@ CREATE INDEX history_of_instance ON history (reference, seq);
 CREATE TRIGGER history_only_grows BEFORE UPDATE ON history BEGIN SELECT raise(ABORT, 'the history only grows'); END;
 "];
 
-/// Brings a store to today's schema. An empty one is taken for a new one only where `may_be_new`: a store that was there
-/// before and is empty now has lost what it knew.
-pub(super) fn migrate(connection: &mut Connection, may_be_new: bool) -> Result<(), StoreError> {
+/// The schema that a store has, without touching it. An empty one is taken for a new one only where `may_be_new`: a store
+/// that was there before and is empty now has lost what it knew.
+pub(super) fn version(connection: &Connection, may_be_new: bool) -> Result<usize, StoreError> {
     let number = |connection: &Connection, name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let (application, version) = (number(connection, "application_id")?, number(connection, "user_version")?);
     let newest = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
     match (application, version) {
-        (0, 0) if may_be_new => {}
-        (0, 0) => return Err(StoreError::Unreadable("it is empty, and it wasn't before".into())),
-        (APPLICATION, version) if version > newest => {
-            return Err(StoreError::Unreadable(format!(
-                "it has schema {version}, written by a newer agentd; this one knows schemas up to {newest}"
-            )));
-        }
-        (APPLICATION, _) => {}
-        _ => return Err(StoreError::Unreadable("it is a database, but none of agentd's".into())),
+        (0, 0) if may_be_new => Ok(0),
+        (0, 0) => Err(StoreError::Unreadable("it is empty, and it wasn't before".into())),
+        (APPLICATION, version) if version > newest => Err(StoreError::Unreadable(format!(
+            "it has schema {version}, written by a newer agentd; this one knows schemas up to {newest}"
+        ))),
+        (APPLICATION, version) => Ok(usize::try_from(version).unwrap_or(0)),
+        _ => Err(StoreError::Unreadable("it is a database, but none of agentd's".into())),
     }
-    let known = usize::try_from(version).unwrap_or(0);
+}
+
+/// Brings a store of schema `known` to today's.
+pub(super) fn migrate(connection: &mut Connection, known: usize) -> Result<(), StoreError> {
     if known == MIGRATIONS.len() {
         return Ok(());
     }
@@ -73,6 +74,6 @@ pub(super) fn migrate(connection: &mut Connection, may_be_new: bool) -> Result<(
         transaction.execute_batch(migration)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION)?;
-    transaction.pragma_update(None, "user_version", newest)?;
+    transaction.pragma_update(None, "user_version", i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX))?;
     Ok(transaction.commit()?)
 }
