@@ -4,3 +4,4 @@
 pub mod bench;
 pub mod lab;
 pub mod openapi;
+pub mod sim;
