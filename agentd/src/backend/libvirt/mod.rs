@@ -170,6 +170,12 @@ impl Backend for Libvirt {
     async fn is_under_way(&self, identity: &Identity) -> bool {
         self.calls.is_changing(&identity.id)
     }
+
+    fn recall(&self, observed: &Observed) {
+        if let Some(asked) = reading::asked_in(&observed.native) {
+            self.asked().recall(&observed.id, asked);
+        }
+    }
 }
 
 /// A domain of which nothing can be told but that it is there.
