@@ -12,8 +12,9 @@ use agentd_core::plan::{Action, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use async_trait::async_trait;
 use serde::Deserialize;
+use tokio::sync::{broadcast, mpsc};
 
-use super::{Backend, BackendError, Look};
+use super::{Backend, BackendError, Look, Notice};
 
 /// What a faulty call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -132,6 +133,8 @@ pub struct Fake {
     delay: Duration,
     list_delay: Duration,
     slow_look: Mutex<Option<Duration>>,
+    /// Names of what was changed behind the daemon's back.
+    announced: broadcast::Sender<String>,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
 }
@@ -157,6 +160,7 @@ impl Fake {
             delay: Duration::from_millis(spec.delay_ms),
             list_delay: Duration::from_millis(spec.list_ms),
             slow_look: Mutex::default(),
+            announced: broadcast::Sender::new(64),
             deadline: Duration::from_millis(200),
         }
     }
@@ -174,6 +178,8 @@ impl Fake {
             machine.live.set(values);
             machine.observed.set(values);
         }
+        // Nobody need listen.
+        let _ = self.announced.send(name.to_owned());
     }
 
     /// Stops and starts an instance behind the daemon's back.
@@ -183,6 +189,7 @@ impl Fake {
             machine.live = machine.saved;
             machine.observed = machine.saved;
         }
+        let _ = self.announced.send(name.to_owned());
     }
 
     /// The next look takes this long to come back with what it saw when it began.
@@ -397,6 +404,39 @@ impl Backend for Fake {
                 }
                 Err(hung())
             }
+        }
+    }
+
+    async fn watch(&self, notices: mpsc::Sender<Notice>) -> BackendError {
+        let mut announced = self.announced.subscribe();
+        let _ = notices.send(Notice::All).await;
+        loop {
+            let notice = match announced.recv().await {
+                Ok(name) => Notice::Instance(name),
+                Err(broadcast::error::RecvError::Lagged(_)) => Notice::All,
+                Err(broadcast::error::RecvError::Closed) => return BackendError::Unavailable("it is gone".into()),
+            };
+            let _ = notices.send(notice).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_changed_behind_the_daemons_back_is_announced() {
+        let fake = Fake::new(FakeSpec::default());
+        let (send, mut notices) = mpsc::channel(8);
+        let story = async {
+            assert_eq!(notices.recv().await, Some(Notice::All));
+            fake.meddle("web", &Values::default());
+            assert_eq!(notices.recv().await, Some(Notice::Instance("web".into())));
+        };
+        tokio::select! {
+            () = story => {}
+            error = fake.watch(send) => panic!("{error}"),
         }
     }
 }
