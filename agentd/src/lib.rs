@@ -14,3 +14,4 @@ pub mod inventory;
 pub mod journal;
 pub mod settings;
 pub mod socket;
+pub mod systemd;
