@@ -32,7 +32,8 @@ build: setup ## agentd and ctl, for development
 release: setup ## agentd and ctl, as they are packaged
 	cargo build --release -p agentd -p ctl
 
-check: setup ## Formatting, lints, unit tests: before every commit
+check: ## Formatting, lints, unit tests: before every commit
+	packaging/setup.sh check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features agentd/fake -- -D warnings
 	cargo test --workspace --lib --bins --features agentd/fake

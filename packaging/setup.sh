@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|test]…`.
+# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|check|test]…`.
 # Says what it installs, prints nothing when all is there, and starts no service: the tests run engines of their own.
 # shellcheck disable=SC2086 # lists of packages are meant to be split
 set -eu
@@ -7,6 +7,7 @@ set -eu
 build="gcc libc6-dev make pkg-config libvirt-dev"
 # The demo runs on libvirt's test driver, which lives inside the client library.
 demo="libvirt0"
+check="dbus-daemon"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
   busybox-static cpio xz-utils curl iproute2 procps util-linux"
 
@@ -15,8 +16,9 @@ for what in "${@:-build}"; do
   case $what in
     build) wanted="$wanted $build" ;;
     demo) wanted="$wanted $build $demo" ;;
-    test) wanted="$wanted $build $test" ;;
-    *) echo "usage: setup.sh [build|demo|test]..." >&2; exit 2 ;;
+    check) wanted="$wanted $build $demo $check" ;;
+    test) wanted="$wanted $build $check $test" ;;
+    *) echo "usage: setup.sh [build|demo|check|test]..." >&2; exit 2 ;;
   esac
 done
 

@@ -15,3 +15,4 @@ pub mod inventory;
 pub mod settings;
 pub mod socket;
 pub mod store;
+pub mod systemd;

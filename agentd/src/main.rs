@@ -107,6 +107,8 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     }
     let (listener, _leftover) = Socket::open(&path)?.split();
     engine.keep_fresh(LISTING);
+    let reloads = engine.clone();
+    tokio::spawn(async move { reloads.follow_reloads().await });
 
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));

@@ -13,8 +13,9 @@ use agentd_core::plan::{Action, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc};
 
-use super::{Backend, BackendError, Look};
+use super::{Backend, BackendError, Look, Notice};
 
 /// What a faulty call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -133,13 +134,15 @@ impl Held {
 #[derive(Debug)]
 pub struct Fake {
     machines: Mutex<BTreeMap<String, Machine>>,
-    faults: Vec<FaultAt>,
+    faults: Mutex<Vec<FaultAt>>,
     delay: Duration,
     list_delay: Duration,
     slow_look: Mutex<Option<Duration>>,
     state: Option<PathBuf>,
     /// Calls that did not return in time and come about later.
     late: Mutex<Vec<(Ref, Identity, Action)>>,
+    /// Names of what was changed behind the daemon's back.
+    announced: broadcast::Sender<String>,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
 }
@@ -165,10 +168,11 @@ impl Fake {
             machines: Mutex::new(kept.unwrap_or_else(|| spec.instances.into_iter().map(machine).collect())),
             state: spec.state,
             late: Mutex::default(),
-            faults: spec.faults,
+            faults: Mutex::new(spec.faults),
             delay: Duration::from_millis(spec.delay_ms),
             list_delay: Duration::from_millis(spec.list_ms),
             slow_look: Mutex::default(),
+            announced: broadcast::Sender::new(64),
             deadline: Duration::from_millis(200),
         }
     }
@@ -180,12 +184,34 @@ impl Fake {
         }
     }
 
+    /// Switches every fault off.
+    pub fn calm(&self) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Every instance as it is, whatever the daemon thinks.
+    pub fn all(&self) -> Vec<Observed> {
+        self.machines().values().filter_map(|machine| observe(machine, Look::Plain)).collect()
+    }
+
+    /// Cuts the host's power: calls that are under way go with it, and what ran comes back with what was saved.
+    pub fn power_cut(&self) {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for machine in self.machines().values_mut() {
+            machine.boot += 1;
+            machine.live = machine.saved;
+            machine.observed = machine.saved;
+        }
+    }
+
     /// Changes what runs behind the daemon's back.
     pub fn meddle(&self, name: &str, values: &Values) {
         if let Some(machine) = self.machines().get_mut(name) {
             machine.live.set(values);
             machine.observed.set(values);
         }
+        // Nobody need listen.
+        let _ = self.announced.send(name.to_owned());
     }
 
     /// Lets a call come about that did not return in time; whether there was one.
@@ -207,6 +233,7 @@ impl Fake {
             machine.live = machine.saved;
             machine.observed = machine.saved;
         }
+        let _ = self.announced.send(name.to_owned());
     }
 
     /// The next look takes this long to come back with what it saw when it began.
@@ -226,7 +253,8 @@ impl Fake {
     }
 
     fn fault(&self, target: &Ref, nth: usize) -> Option<Fault> {
-        self.faults.iter().find(|at| at.instance == *target && at.nth == nth).map(|at| at.fault)
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.iter().find(|at| at.instance == *target && at.nth == nth).map(|at| at.fault)
     }
 
     fn keep(&self, machines: &BTreeMap<String, Machine>) {
@@ -439,6 +467,39 @@ impl Backend for Fake {
                 }
                 Err(hung())
             }
+        }
+    }
+
+    async fn watch(&self, notices: mpsc::Sender<Notice>) -> BackendError {
+        let mut announced = self.announced.subscribe();
+        let _ = notices.send(Notice::All).await;
+        loop {
+            let notice = match announced.recv().await {
+                Ok(name) => Notice::Instance(name),
+                Err(broadcast::error::RecvError::Lagged(_)) => Notice::All,
+                Err(broadcast::error::RecvError::Closed) => return BackendError::Unavailable("it is gone".into()),
+            };
+            let _ = notices.send(notice).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_changed_behind_the_daemons_back_is_announced() {
+        let fake = Fake::new(FakeSpec::default());
+        let (send, mut notices) = mpsc::channel(8);
+        let story = async {
+            assert_eq!(notices.recv().await, Some(Notice::All));
+            fake.meddle("web", &Values::default());
+            assert_eq!(notices.recv().await, Some(Notice::Instance("web".into())));
+        };
+        tokio::select! {
+            () = story => {}
+            error = fake.watch(send) => panic!("{error}"),
         }
     }
 }

@@ -118,6 +118,7 @@ pub trait Backend: Send + Sync {
     }
 
     /// Sends what the engine and the kernel announce of its instances, until the engine is lost; then it is called again.
+    /// Begins with [`Notice::All`] once it listens, because what happened before was not heard.
     /// Announcements are hints: they say where to look, and some changes have none.
     async fn watch(&self, _notices: mpsc::Sender<Notice>) -> BackendError {
         std::future::pending().await

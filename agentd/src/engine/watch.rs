@@ -54,9 +54,14 @@ impl Engine {
         tokio::spawn(async move { engine.keep_record().await });
     }
 
-    /// What may be anything of any kind has happened.
-    pub async fn look_at_all(&self) {
-        self.refresh(Duration::ZERO).await;
+    /// Looks at everything after each reload of systemd, which can put old limits back. Runs until the daemon ends.
+    pub async fn follow_reloads(&self) {
+        let engine = self.clone();
+        let look = move || {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.refresh(Duration::ZERO).await });
+        };
+        crate::systemd::reloads(None, look).await;
     }
 
     /// Puts on record what waits for it, before the daemon ends.

@@ -5,6 +5,7 @@
 //! restarted. It sends no API version in the path (0.21 joins an absolute path to its versioned base), and an engine takes
 //! that for its own newest one: no negotiation is needed, and engines that refuse old versions are served too.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,8 +14,10 @@ use bollard::API_DEFAULT_VERSION;
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, ContainerUpdateBody, SystemInfo, SystemVersion};
 use bollard::query_parameters::{
-    InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder, StartContainerOptions,
+    EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+    StartContainerOptions,
 };
+use futures_util::{Stream, StreamExt};
 
 use crate::backend::BackendError;
 
@@ -27,6 +30,10 @@ const BOLLARD_SECONDS: u64 = 60;
 
 /// The same for a change: how long one that hangs is remembered.
 const HUNG_SECONDS: u64 = 24 * 3600;
+
+/// What can tell of a change of limits or state. Not `exec_…`, of which health checks make one a second.
+const EVENTS: &[&str] =
+    &["create", "destroy", "die", "kill", "oom", "pause", "rename", "start", "stop", "unpause", "update"];
 
 /// What a call does, for the words and the meaning of a failure.
 #[derive(Clone, Copy)]
@@ -138,6 +145,33 @@ impl Client {
             async move { docker.kill_container(&id, Some(options)).await }
         };
         self.change(id, &what, call).await
+    }
+
+    /// What happens to containers from `since` on (Unix seconds), by full id, until the connection is lost. What happened
+    /// between then and now comes first, so nothing is missed while connecting.
+    pub(super) fn events(
+        &self,
+        since: Duration,
+    ) -> Result<impl Stream<Item = Result<String, BackendError>> + Send + use<>, BackendError> {
+        // The limit on bollard's side ends with the headers, which the engine sends at once.
+        let docker = self.connect_for(READ.as_secs())?;
+        let only = |word: &str, values: &[&str]| (word.to_owned(), values.iter().map(|&value| value.into()).collect());
+        let filters: HashMap<String, Vec<String>> = [only("type", &["container"]), only("event", EVENTS)].into();
+        let since = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
+        let options = EventsOptionsBuilder::new().since(&since).filters(&filters).build();
+        let client = self.clone();
+        Ok(docker.events(Some(options)).filter_map(move |event| {
+            let id = match event {
+                Ok(event) => event.actor.and_then(|actor| actor.id).map(Ok),
+                Err(error) => Some(Err(client.failed(Call::Read, "events", &error))),
+            };
+            std::future::ready(id)
+        }))
+    }
+
+    /// The end of what the engine announces.
+    pub(super) fn hung_up(&self) -> BackendError {
+        self.unreachable("it announces nothing any more")
     }
 
     /// A change goes on after our deadline: hung up on, the engine might do it all the same, and nobody would know when.
@@ -323,6 +357,25 @@ mod tests {
     async fn a_body_that_breaks_off_is_no_answer() {
         let (_folder, client) = engine(Some("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"Version\":"));
         assert!(matches!(client.version().await, Err(BackendError::Unavailable(_))));
+    }
+
+    #[tokio::test]
+    async fn events_tell_ids_until_the_stream_breaks() {
+        let (_folder, client) = engine(Some(concat!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n",
+            r#"{"Type":"container","Action":"update","Actor":{"ID":"c60e8af7","Attributes":{"name":"web"}},"time":1}"#,
+            "\n",
+            r#"{"Type":"container","Action":"die","Actor":{"ID":"abcdef01"},"time":2}"#,
+            "\n",
+        )));
+        let events: Vec<_> = client.events(Duration::ZERO).unwrap().collect().await;
+        assert_eq!(events, [Ok("c60e8af7".into()), Ok("abcdef01".into())]);
+        let docker = crate::backend::docker::Docker::new(client.socket().to_owned());
+        let (send, mut notices) = tokio::sync::mpsc::channel(8);
+        let ended = crate::backend::Backend::watch(&docker, send).await;
+        assert!(matches!(&ended, BackendError::Unavailable(why) if why.contains("systemctl")), "{ended:?}");
+        assert_eq!(notices.recv().await, Some(crate::backend::Notice::All));
+        assert_eq!(notices.recv().await, Some(crate::backend::Notice::Instance("c60e8af7".into())));
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ mod view;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
@@ -24,10 +24,11 @@ use agentd_core::units::Cpus;
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, ContainerUpdateBody};
 use futures_util::StreamExt;
+use tokio::sync::mpsc;
 
 use self::client::Client;
 use self::limits::{Impossible, Native};
-use super::{Backend, BackendError, Look};
+use super::{Backend, BackendError, Look, Notice};
 
 /// How many containers are asked about at once.
 const INSPECTED_AT_ONCE: usize = 16;
@@ -207,6 +208,23 @@ impl Backend for Docker {
 
     async fn is_under_way(&self, identity: &Identity) -> bool {
         self.client.is_changing(&identity.id)
+    }
+
+    async fn watch(&self, notices: mpsc::Sender<Notice>) -> BackendError {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut events = match self.client.events(began) {
+            Ok(events) => Box::pin(events),
+            Err(error) => return error,
+        };
+        // What happened before is not announced. Nobody listens any more when the daemon ends.
+        let _ = notices.send(Notice::All).await;
+        loop {
+            match events.next().await {
+                Some(Ok(id)) => drop(notices.send(Notice::Instance(id)).await),
+                Some(Err(error)) => return error,
+                None => return self.client.hung_up(),
+            }
+        }
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {

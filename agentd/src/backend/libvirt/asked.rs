@@ -1,10 +1,13 @@
 //! What was asked of a running guest and has not come about yet. Neither libvirt nor QEMU's commands tell the balloon's
 //! target or an unplug that is still open, so the backend remembers its own until they are obeyed or somebody else asks.
+//! It goes with each observation, and from the last one comes back after a restart of the daemon.
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 /// What is remembered of one domain. Belongs to one boot.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Asked {
     boot: String,
     balloon: Option<Balloon>,
@@ -12,7 +15,7 @@ pub(super) struct Asked {
 }
 
 /// A balloon's target in KiB, and the range in which the balloon is on its way there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Balloon {
     low: u64,
     high: u64,
@@ -20,7 +23,8 @@ struct Balloon {
 }
 
 /// An unplug that libvirt gave up waiting for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Unplug {
     /// It is open: so many vCPUs are to be left.
     Open(u32),
@@ -81,6 +85,19 @@ impl Memory {
             unchanged => Some(unchanged),
         };
         asked.unplug
+    }
+
+    /// What there is to tell a later life of the daemon about a domain.
+    pub(super) fn known(&self, uuid: &str) -> Option<&Asked> {
+        self.0.get(uuid).filter(|asked| asked.balloon.is_some() || asked.unplug.is_some())
+    }
+
+    /// What an earlier life of the daemon told. What this one knows is newer; another boot, or a guest that has obeyed
+    /// meanwhile, is found out at the next look.
+    pub(super) fn recall(&mut self, uuid: &str, asked: Asked) {
+        if self.known(uuid).is_none() {
+            self.0.insert(uuid.to_owned(), asked);
+        }
     }
 
     /// Forgets a domain that is down.

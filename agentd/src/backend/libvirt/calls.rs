@@ -42,6 +42,8 @@ pub(super) enum Class {
     Ask,
     /// Changes something.
     Change,
+    /// Registers for events, which then come on this connection.
+    Listen,
 }
 
 /// Why a job gave nothing.
@@ -68,7 +70,7 @@ impl From<BackendError> for Fail {
 /// What a job is given: a connection, and where it says that it is about to change something.
 pub(super) struct Job<'a> {
     /// The connection.
-    pub(super) connect: &'a Connect,
+    pub(super) connect: &'a Arc<Connect>,
     /// Where its pid files are.
     pub(super) pid_dirs: &'a [PathBuf],
     sent: Cell<bool>,
@@ -250,7 +252,9 @@ impl Calls {
                         "{what}: libvirt has not come back from it within {seconds} s; what came of it is unknown until \
                          it is observed"
                     ),
-                    Class::Look | Class::Ask => format!("{what}: libvirt did not answer within {seconds} s"),
+                    Class::Look | Class::Ask | Class::Listen => {
+                        format!("{what}: libvirt did not answer within {seconds} s")
+                    }
                 }))
             }
         }

@@ -1,21 +1,30 @@
-//! Reads a domain's CPU bandwidth from its own cgroup: what the kernel enforces, whatever libvirt believes. Never writes.
+//! Finds a domain's own cgroup and reads its CPU bandwidth: what the kernel enforces, whatever libvirt believes. Never writes.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use agentd_core::units::{Cpus, Limit};
-use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::cpu::CpuController;
-use cgroups_rs::fs::hierarchies;
+use cgroups_rs::fs::{Cgroup, Controller, hierarchies};
 
 use super::ffi::Bandwidth;
 use super::quota;
 
-/// The limit of the cgroup that holds the whole VM of this process; `None` where there is none to read.
-pub(super) fn cpu_limit(pid: u32) -> Option<Limit<Cpus>> {
+/// The cgroup that holds the whole VM of this process, as its CPU controller has it; `None` where it is in none.
+fn vm(pid: u32) -> Option<Cgroup> {
     let unified = hierarchies::is_cgroup2_unified_mode();
     let memberships = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = vm_path(membership(&memberships, unified)?)?;
-    let cgroup = Cgroup::load_with_specified_controllers(hierarchies::auto(), path, vec!["cpu".into()]);
+    Some(Cgroup::load_with_specified_controllers(hierarchies::auto(), path, vec!["cpu".into()]))
+}
+
+/// Where that cgroup is: the folder in which libvirt makes one for each vCPU.
+pub(super) fn folder(pid: u32) -> Option<PathBuf> {
+    Some(vm(pid)?.controller_of::<CpuController>()?.path().to_owned())
+}
+
+/// The limit of that cgroup; `None` where there is none to read.
+pub(super) fn cpu_limit(pid: u32) -> Option<Limit<Cpus>> {
+    let cgroup = vm(pid)?;
     let cpu: &CpuController = cgroup.controller_of()?;
     let period = cpu.cfs_period().ok()?;
     // v2's `max` arrives as the largest number, which reads as no limit.

@@ -10,6 +10,8 @@ use std::sync::Once;
 
 use virt_sys as sys;
 
+pub(super) mod events;
+
 /// An error in libvirt's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Error {
@@ -362,6 +364,14 @@ impl Domain {
         let seconds = c_int::try_from(seconds).unwrap_or(c_int::MAX);
         // SAFETY: a live domain.
         check(unsafe { sys::virDomainSetMemoryStatsPeriod(self.raw(), seconds, LIVE) }).map(|_| ())
+    }
+
+    /// Whether libvirt is at work on it: a job, or a command that its QEMU has not answered.
+    pub(super) fn is_occupied(&self) -> Result<bool> {
+        let mut info = sys::virDomainControlInfo { state: 0, details: 0, stateTime: 0 };
+        // SAFETY: a live domain and a place for the answer.
+        check(unsafe { sys::virDomainGetControlInfo(self.raw(), &raw mut info, 0) })?;
+        Ok([sys::VIR_DOMAIN_CONTROL_JOB, sys::VIR_DOMAIN_CONTROL_OCCUPIED].contains(&info.state))
     }
 
     /// Brings it up.

@@ -9,18 +9,21 @@
 //! | `reading.rs`, `quota.rs` | what that means |
 //! | `asked.rs` | what was asked of a guest and is still open |
 //! | `change.rs` | one step |
+//! | `watch.rs`, `hotplug.rs` | what libvirt and the kernel announce |
 
 mod asked;
 mod calls;
 mod cgroup;
 mod change;
 mod ffi;
+mod hotplug;
 mod look;
 mod process;
 mod quota;
 mod reading;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod xml;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,12 +34,13 @@ use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, describe};
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use tokio::sync::mpsc;
 
 use self::asked::Memory;
 use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
 use self::look::{Balloon, Sighting};
-use super::{Backend, BackendError, Look};
+use super::{Backend, BackendError, Look, Notice};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
@@ -87,6 +91,21 @@ impl Libvirt {
             Err(error) => Balloon::Deaf(error.to_string()),
         };
         Ok(seen)
+    }
+
+    /// Whether libvirt is at work on a domain, for whomever.
+    async fn is_occupied(&self, uuid: &str) -> Result<bool, BackendError> {
+        let what = format!("ask whether libvirt is at work on {uuid}");
+        let of = uuid.to_owned();
+        let job = move |job: &calls::Job<'_>| Ok(job.connect.by_uuid(&of)?.is_occupied()?);
+        if self.calls.run(Class::Look, "", &what, job).await? {
+            return Ok(true);
+        }
+        // While libvirt waits for a guest to let a vCPU go, QEMU has no command to answer and the domain passes for free. So
+        // one more question: it gets its turn when the call has ended.
+        let of = uuid.to_owned();
+        let job = move |job: &calls::Job<'_>| Ok(job.connect.by_uuid(&of)?.memory_stats()?);
+        self.calls.run(Class::Ask, uuid, &what, job).await.map(|_| false)
     }
 
     fn understand(&self, seen: &Sighting) -> Result<Observed, BackendError> {
@@ -168,7 +187,26 @@ impl Backend for Libvirt {
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {
-        self.calls.is_changing(&identity.id)
+        if self.calls.is_changing(&identity.id) || self.calls.is_stuck(&identity.id) {
+            return true;
+        }
+        match self.is_occupied(&identity.id).await {
+            Ok(occupied) => occupied,
+            // Somewhere in libvirt something hangs, and it may be that very call.
+            Err(BackendError::Timeout(_) | BackendError::Overloaded(_)) => true,
+            // Calls end with their libvirtd, and with their domain. Of anything else the observation that follows will tell.
+            Err(_) => false,
+        }
+    }
+
+    async fn watch(&self, notices: mpsc::Sender<Notice>) -> BackendError {
+        watch::watch(&self.calls, &self.uri, &notices).await
+    }
+
+    fn recall(&self, observed: &Observed) {
+        if let Some(asked) = reading::asked_in(&observed.native) {
+            self.asked().recall(&observed.id, asked);
+        }
     }
 }
 

@@ -17,15 +17,20 @@ pub(super) struct Process {
     pub(super) emulates: bool,
 }
 
-/// The process of a domain on this host, found by the pid file that libvirt keeps and checked against the UUID on its
+/// The process id of a domain on this host, found by the pid file that libvirt keeps and checked against the UUID on the
 /// command line.
-pub(super) fn find(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<Process> {
-    let pid = pid_dirs.iter().find_map(|dir| {
+pub(super) fn pid(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<u32> {
+    pid_dirs.iter().find_map(|dir| {
         // A libvirt name has no slash, so it is one path segment.
         let pid: u32 = fs::read_to_string(dir.join(format!("{name}.pid"))).ok()?.trim().parse().ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         command.split(|byte| *byte == 0).any(|word| word == uuid.as_bytes()).then_some(pid)
-    })?;
+    })
+}
+
+/// The process of a domain on this host.
+pub(super) fn find(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<Process> {
+    let pid = pid(pid_dirs, name, uuid)?;
     let start = start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::units::{ByteCount, Cpus, Limit};
+use serde::Deserialize;
 use serde_json::json;
 use virt_sys as sys;
 
-use super::asked::{Memory, Unplug};
+use super::asked::{Asked, Memory, Unplug};
 use super::ffi::Bandwidth;
 use super::look::{Balloon, Sighting};
 use super::quota;
@@ -96,7 +97,7 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
         labels: BTreeMap::new(),
         notes,
         unchangeable: None,
-        native: native(seen),
+        native: native(seen, asked.known(&seen.uuid)),
     })
 }
 
@@ -278,8 +279,11 @@ fn used(seen: &Sighting) -> Usage {
     }
 }
 
-/// libvirt's own values, for an undo that puts back exactly what was there.
-fn native(seen: &Sighting) -> serde_json::Value {
+/// Where `native` has what was asked of the guest and is still open.
+const ASKED: &str = "asked";
+
+/// libvirt's own values, for an undo that puts back exactly what was there; and what was asked, for [`asked_in`].
+fn native(seen: &Sighting, asked: Option<&Asked>) -> serde_json::Value {
     let side = |definition: &Option<Definition>, bandwidth: &Result<Bandwidth, String>| {
         let bandwidth = bandwidth.as_ref().ok();
         json!({
@@ -289,7 +293,17 @@ fn native(seen: &Sighting) -> serde_json::Value {
             "global_period": bandwidth.map(|bandwidth| bandwidth.period),
         })
     };
-    json!({ "live": side(&seen.live, &seen.live_bandwidth), "saved": side(&seen.saved, &seen.saved_bandwidth) })
+    let mut native =
+        json!({ "live": side(&seen.live, &seen.live_bandwidth), "saved": side(&seen.saved, &seen.saved_bandwidth) });
+    if let Some(asked) = asked {
+        native[ASKED] = json!(asked);
+    }
+    native
+}
+
+/// What had been asked of the guest when this was observed; `None` also where it was written in a form of another version.
+pub(super) fn asked_in(native: &serde_json::Value) -> Option<Asked> {
+    native.get(ASKED).and_then(|asked| Asked::deserialize(asked).ok())
 }
 
 #[cfg(test)]
@@ -375,6 +389,80 @@ mod tests {
         let memory = observed(&seen, &mut asked).unwrap().memory;
         assert_eq!(memory.accepted, Some(Limit::At(ByteCount::mib(256))));
         assert_eq!((memory.observed, memory.confirmed), (Some(Limit::At(ByteCount::mib(384))), memory.observed));
+    }
+
+    /// A daemon that was killed and has come back: all it has is the last observation, as the disk has it.
+    fn next_life(last: &Observed) -> Memory {
+        let written = serde_json::to_string(last).unwrap();
+        let last: Observed = serde_json::from_str(&written).unwrap();
+        let mut memory = Memory::default();
+        if let Some(asked) = asked_in(&last.native) {
+            memory.recall(&last.id, asked);
+        }
+        memory
+    }
+
+    #[test]
+    fn what_a_guest_was_asked_survives_the_daemon() {
+        let seen = running();
+        let obeyed = Sighting { process: threads(2), ..running() };
+        let asked = |ask: &dyn Fn(&mut Memory)| {
+            let mut asked = Memory::default();
+            ask(&mut asked);
+            asked
+        };
+        for (seen, mut asked) in [
+            (&seen, asked(&|asked| asked.balloon_asked("u", "7@42", 384 << 10, 256 << 10))),
+            (&seen, asked(&|asked| asked.unplug_is_late("u", "7@42", 2))),
+            (&obeyed, asked(&|asked| asked.unplug_is_late("u", "7@42", 2))),
+        ] {
+            let before = observed(seen, &mut asked).unwrap();
+            let mut later = next_life(&before);
+            assert_eq!(observed(seen, &mut later).unwrap(), before);
+            // As `Obeyed`, which is told by this alone.
+            let agreed = |process| Sighting { process, ..running() };
+            assert_eq!(
+                observed(&agreed(threads(3)), &mut later).unwrap(),
+                observed(&agreed(threads(3)), &mut asked).unwrap()
+            );
+            let rebooted = Sighting { id: Some(8), ..seen.clone() };
+            let fresh = observed(&rebooted, &mut Memory::default()).unwrap();
+            assert_eq!(observed(&rebooted, &mut next_life(&before)).unwrap(), fresh);
+        }
+    }
+
+    #[test]
+    fn an_obeyed_unplug_still_closes_an_emulated_guests_vcpus_in_the_daemons_next_life() {
+        let mut seen = running();
+        seen.process = threads(2).map(|process| Process { emulates: true, ..process });
+        if let Some(live) = &mut seen.live {
+            live.vcpus = 2;
+        }
+        let mut asked = Memory::default();
+        asked.unplug_is_late("u", "7@42", 2);
+        let before = observed(&seen, &mut asked).unwrap();
+        assert!(matches!(before.cpus.live, Ability::No(Code::InvalidState, _)));
+        assert_eq!(observed(&seen, &mut next_life(&before)).unwrap(), before);
+    }
+
+    #[test]
+    fn what_this_life_was_told_outweighs_an_earlier_one_and_nothing_asked_leaves_no_trace() {
+        let (mut asked, seen) = (Memory::default(), running());
+        let quiet = observed(&seen, &mut asked).unwrap();
+        assert_eq!(
+            (quiet.native.get(ASKED), asked_in(&quiet.native), asked_in(&serde_json::Value::Null)),
+            (None, None, None)
+        );
+        asked.balloon_asked("u", "7@42", 384 << 10, 256 << 10);
+        let before = observed(&seen, &mut asked).unwrap();
+        let mut now = Memory::default();
+        observed(&seen, &mut now).unwrap();
+        now.recall("u", asked_in(&before.native).unwrap());
+        assert_eq!(observed(&seen, &mut now).unwrap(), before, "also where somebody has looked already");
+        now.balloon_asked("u", "7@42", 384 << 10, 300 << 10);
+        now.recall("u", asked_in(&before.native).unwrap());
+        assert_eq!(observed(&seen, &mut now).unwrap().memory.accepted, Some(Limit::At(ByteCount::mib(300))));
+        assert_eq!((&before.native["live"], &before.native["saved"]), (&quiet.native["live"], &quiet.native["saved"]));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The backend on libvirt's own test driver: a whole libvirt inside the library, without daemon, QEMU or cgroups.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use agentd_core::error::Code;
 use agentd_core::instance::{Ability, Saved, Usage};
 use agentd_core::plan::{Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 
+use super::ffi::events::{Subscription, Tell};
 use super::*;
 
 const WEB: &str = "6d9a8a5e-0000-4000-8000-000000000001";
@@ -166,4 +168,72 @@ async fn a_driver_without_cpu_bandwidth_says_why() {
 async fn health_names_the_versions() {
     let health = libvirt().0.health().await.unwrap();
     assert!(health.starts_with("libvirt "), "{health}");
+}
+
+#[tokio::test]
+async fn what_happens_to_a_domain_is_announced_after_a_call_to_look_at_all() {
+    let (libvirt, _file) = libvirt();
+    let spare = Identity::of(&seen(&libvirt, "spare").await);
+    let (send, mut notices) = mpsc::channel(16);
+    let about_spare = Notice::Instance(spare.id.clone());
+    let story = async {
+        assert_eq!(notices.recv().await, Some(Notice::All));
+        libvirt.apply(&vm("spare"), &spare, &Action::Start).await.unwrap();
+        assert_eq!(notices.recv().await, Some(about_spare.clone()));
+        let up = Identity::of(&seen(&libvirt, "spare").await);
+        libvirt.apply(&vm("spare"), &up, &Action::Kill).await.unwrap();
+        while notices.recv().await != Some(about_spare.clone()) {}
+    };
+    tokio::select! {
+        () = story => {}
+        error = libvirt.watch(send) => panic!("{error}"),
+    }
+}
+
+#[tokio::test]
+async fn more_announcements_than_anybody_takes_end_in_a_call_to_look_at_all() {
+    let (libvirt, _file) = libvirt();
+    let down = Identity::of(&seen(&libvirt, "spare").await);
+    let (send, mut notices) = mpsc::channel(1);
+    let story = async {
+        for _ in 0..200 {
+            libvirt.apply(&vm("spare"), &down, &Action::Start).await.unwrap();
+            let up = Identity::of(&seen(&libvirt, "spare").await);
+            libvirt.apply(&vm("spare"), &up, &Action::Kill).await.unwrap();
+        }
+        let mut alls = 0;
+        while alls < 2 {
+            alls += u32::from(notices.recv().await == Some(Notice::All));
+        }
+    };
+    tokio::select! {
+        () = story => {}
+        error = libvirt.watch(send) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_subscription_that_is_dropped_gives_back_what_it_was_given() {
+    let connect = Arc::new(ffi::Connect::open("test:///default").unwrap());
+    let tell: Tell = Arc::new(|_| {});
+    let held = Arc::downgrade(&tell);
+    let subscription = Subscription::open(&connect, tell).unwrap();
+    assert_eq!(held.strong_count(), 1);
+    drop(subscription);
+    assert_eq!(held.strong_count(), 0);
+}
+
+#[tokio::test]
+async fn a_libvirt_that_is_away_announces_nothing() {
+    let libvirt = Libvirt::new("qemu+unix:///system?socket=/nonexistent/libvirt-sock".into());
+    let answer = libvirt.watch(mpsc::channel(1).0).await;
+    assert!(matches!(&answer, BackendError::Unavailable(_)), "{answer:?}");
+    let web = Identity { id: WEB.into(), boot: None };
+    assert!(!libvirt.is_under_way(&web).await);
+}
+
+#[tokio::test]
+async fn a_domain_that_nobody_works_on_is_not_under_way() {
+    let (libvirt, _file) = libvirt();
+    assert!(!libvirt.is_under_way(&Identity::of(&seen(&libvirt, "web").await)).await);
 }
