@@ -21,6 +21,8 @@ use crate::store::{Entry, Told};
 const NOTICES: usize = 1024;
 /// Announcements come in bursts: all of one are looked at together.
 const BURST: Duration = Duration::from_millis(100);
+/// systemd may still be setting cgroups when it says that it has read its units anew.
+const RELOADED: Duration = Duration::from_millis(500);
 /// How long a lost engine is left alone before it is watched again.
 const RECONNECT: Duration = Duration::from_secs(1);
 /// How often what changed of the inventory goes on record.
@@ -59,7 +61,10 @@ impl Engine {
         let engine = self.clone();
         let look = move || {
             let engine = engine.clone();
-            tokio::spawn(async move { engine.refresh(Duration::ZERO).await });
+            tokio::spawn(async move {
+                sleep(RELOADED).await;
+                engine.refresh(Duration::ZERO).await;
+            });
         };
         crate::systemd::reloads(None, look).await;
     }
