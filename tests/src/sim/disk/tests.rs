@@ -135,12 +135,16 @@ fn a_kill_loses_nothing_and_its_handles_are_dead() {
         for change in 0..seed {
             commit(&mut db, change).unwrap();
         }
+        db.execute_batch("BEGIN IMMEDIATE; INSERT INTO record VALUES (1, 1, 'half a change')").unwrap();
         disk.kill();
-        assert_eq!(code(&commit(&mut db, seed).unwrap_err()), ErrorCode::SystemIoFailure);
+        assert_eq!(code(&db.execute_batch("COMMIT").unwrap_err()), ErrorCode::SystemIoFailure);
         // The dead one is still open: neither its locks nor its shared memory are in the way.
-        assert_eq!(count(&open(&disk).unwrap()), seed);
-        drop(db);
-        assert_eq!(count(&open(&disk).unwrap()), seed);
+        let mut next = open(&disk).unwrap();
+        assert_eq!(count(&next), seed);
+        commit(&mut next, seed).unwrap();
+        drop((db, next));
+        assert_eq!(disk.bytes(WAL), None, "the last connection took the database for itself and tidied up");
+        assert_eq!(count(&open(&disk).unwrap()), seed + 1);
     }
 }
 
@@ -230,6 +234,7 @@ fn a_full_disk_says_so_and_keeps_what_it_has() {
         disk.set_capacity(Some(used as u64 + room * 1000));
         let mut acknowledged = 1;
         let error = loop {
+            assert!(acknowledged < 100, "the disk has no end");
             match commit(&mut db, acknowledged) {
                 Ok(()) => acknowledged += 1,
                 Err(error) => break error,
