@@ -445,12 +445,12 @@ impl<'a> Executor<'a> {
         let (what, again) = (&step.what, self.operation.steps[index].state == StepState::Undoing);
         let observed = match self.look_until(Instant::now() + UNDO_TIME).await {
             Ok(observed) => observed,
-            Err(BackendError::NotFound(_)) => return Err(Stuck::Gone),
+            Err(BackendError::NotFound(_)) => return Err(self.gone(index)),
             // What can't be seen may be somebody else's by now.
             Err(error) => return Err(Stuck::Away(format!("{what} was not taken back yet: {error}"))),
         };
         if self.replaced(&observed, &step.action).is_some() {
-            return Err(Stuck::Gone);
+            return Err(self.gone(index));
         }
         let Some(undo) = step.undo.clone() else {
             // A step that failed and shows no effect needs no way back.
@@ -515,6 +515,14 @@ impl<'a> Executor<'a> {
         let state = if outcome.is_ok() { StepState::Undone } else { StepState::UndoFailed };
         self.advance(index, state, outcome.as_ref().err().cloned());
         outcome.map_err(Stuck::Left)
+    }
+
+    /// What a step changed went with its instance, or with that run of it.
+    fn gone(&mut self, index: usize) -> Stuck {
+        if self.operation.steps[index].state == StepState::Undoing {
+            self.advance(index, StepState::Undone, None);
+        }
+        Stuck::Gone
     }
 
     async fn apply(&self, action: &Action) -> Result<(), BackendError> {

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod backend;
+pub mod clock;
 pub mod engine;
 pub mod executor;
 pub mod failpoint;

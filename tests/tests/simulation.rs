@@ -11,8 +11,8 @@ fn every_schedule_keeps_the_promises() {
     let only = std::env::var("AGENTD_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     let seeds = only.map_or(0..SCHEDULES, |seed| seed..seed + 1);
     for seed in seeds {
-        if let Err(broken) = run(seed) {
-            panic!("seed {seed}: {broken}\nagain with AGENTD_SEED={seed}");
+        if let Err(broken) = run(seed, only.is_some()) {
+            panic!("seed {seed}: {broken}\nagain, and aloud, with AGENTD_SEED={seed}");
         }
     }
 }

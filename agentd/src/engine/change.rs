@@ -14,8 +14,9 @@ use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop, undo};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::{Engine, Failure, Peer, Queued, millis, not_found, now_ms};
+use super::{Engine, Failure, Peer, Queued, not_found};
 use crate::backend::{BackendError, Look};
+use crate::clock::{millis, now_ms};
 use crate::executor::{Ended, Executor, unrecorded};
 use crate::inventory::Book;
 use crate::store::{Entry, Key, Reply, Told};
@@ -124,7 +125,9 @@ impl Engine {
         let mut intent = vec![Entry::Operation(Box::new(operation.clone()), None)];
         intent.extend(key.map(Entry::Key));
         if let Err(error) = self.store().commit(intent).await {
-            self.book().end(&reference, Some((observed, begun_now(self))), &self.settings().config, true);
+            // Nothing has happened to it since.
+            let begun = begun_now(self);
+            self.book().end(&reference, Some((observed, begun)), &self.settings().config, true);
             return Err(unrecorded(&error).into());
         }
         self.execute(operation, &ask, began).await

@@ -16,7 +16,8 @@ use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{Ask, Engine, Peer, now_ms};
+use super::{Ask, Engine, Peer};
+use crate::clock::now_ms;
 use crate::executor::unrecorded;
 use crate::store::{Entry, Key, Recorded, Reply};
 

@@ -15,7 +15,7 @@ mod watch;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use agentd_core::access::{AccessTable, Caller, Decision, Right};
 use agentd_core::api::OperationView;
@@ -33,6 +33,7 @@ pub use keys::Submitted;
 pub use read::Filter;
 
 use crate::backend::{Backend, BackendError, Look};
+use crate::clock;
 use crate::executor::unrecorded;
 use crate::inventory::Book;
 use crate::store::{Store, StoreError};
@@ -168,7 +169,7 @@ impl Engine {
     /// Operations of one daemon sort by the order in which they came, also within a millisecond.
     fn next_id(&self) -> String {
         let mut ids = self.inner.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.generate().unwrap_or_else(|_| ulid::Ulid::new()).to_string()
+        ids.generate_from_datetime(clock::now()).unwrap_or_else(|_| ulid::Ulid::new()).to_string()
     }
 
     /// Refuses changes while nobody knows what an earlier life of the daemon promised and left unfinished.
@@ -328,14 +329,6 @@ impl Engine {
         }
         Arc::clone(slots.entry(reference.clone()).or_default())
     }
-}
-
-fn now_ms() -> u64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A place in an instance's queue.

@@ -16,7 +16,8 @@ use agentd_core::operation::{Operation, Outcome};
 use agentd_core::pattern::Pattern;
 use agentd_core::units::Limit;
 
-use super::{Engine, Failure, Peer, not_found, now_ms};
+use super::{Engine, Failure, Peer, not_found};
+use crate::clock::now_ms;
 use crate::executor::unrecorded;
 use crate::store::{Entry, Page, Recorded, Told};
 

@@ -16,9 +16,10 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::Engine;
 use super::keys::{KEPT, Submitted};
-use super::{Engine, millis, now_ms};
 use crate::backend::{BackendError, Look};
+use crate::clock::{millis, now_ms};
 use crate::executor::{Ended, Executor};
 use crate::store::{Reply, StoreError};
 
@@ -118,7 +119,10 @@ impl Engine {
                 let problem = Problem::new(Code::Internal, detail).hint("ask again");
                 operation.fail(Outcome::RolledBack, &problem);
                 if last {
-                    self.book().lift(&reference, HoldKind::Recovering);
+                    // What those before it were charged goes with the next look.
+                    let mut book = self.book();
+                    book.lift(&reference, HoldKind::Recovering);
+                    book.end(&reference, None, &self.settings().config, true);
                 }
                 return self.end(&operation, Ended { problem: Some(problem), hold: None }, None).await;
             }

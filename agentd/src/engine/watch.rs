@@ -12,8 +12,9 @@ use agentd_core::units::{Amount, Limit};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::{Ask, Engine, Peer, Wish, keys, millis, now_ms};
+use super::{Ask, Engine, Peer, Wish, keys};
 use crate::backend::{Look, Notice};
+use crate::clock::{millis, now_ms};
 use crate::inventory::Drift;
 use crate::store::{Entry, Told};
 

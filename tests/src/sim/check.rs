@@ -7,6 +7,7 @@ use agentd::backend::fake::Fake;
 use agentd::engine::Engine;
 use agentd::store::Page;
 use agentd_core::api::{Happening, HoldKind};
+use agentd_core::error::Code;
 use agentd_core::instance::{Kind, Observed, Ref, Target};
 use agentd_core::operation::{Operation, Outcome, StepState};
 use agentd_core::plan::{Aim, charge_of};
@@ -95,6 +96,10 @@ fn told_is_recorded(said: &[Said], by_id: &BTreeMap<&str, &Operation>) -> Result
         let told = match &said.reply {
             None => continue,
             Some(Ok(view)) => view.outcome,
+            // It was told that it is not on record yet.
+            Some(Err(failure)) if failure.problem.code == Code::StoreUnavailable && failure.operation.is_some() => {
+                continue;
+            }
             Some(Err(failure)) => match &failure.operation {
                 Some(view) => view.outcome,
                 // It was refused; where the disk failed just then, it may be on record, and have come to nothing.

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agentd::backend::Backend;
 use agentd::backend::fake::{Fake, FakeSpec};
+use agentd::clock;
 use agentd::engine::{Ask, Engine, Failure, Peer, Settings, Wish};
 use agentd::failpoint::{Fate, hook};
 use agentd::store::{Location, Store};
@@ -60,29 +61,40 @@ pub(super) struct World {
     rng: RefCell<Rng>,
     /// A cap that was seen to be passed.
     passed: Rc<RefCell<Option<String>>>,
+    /// The time of day at which the next life begins.
+    time: Cell<SystemTime>,
+    aloud: bool,
 }
 
 /// The longest that anything may take to settle once nothing fails any more, in seconds of virtual time.
 const SETTLED: u64 = 900;
 
 /// Carries out the schedule of a seed and checks the promises; what was broken, in words.
-pub fn run(seed: u64) -> Result<Stats, String> {
+///
+/// With `aloud` it says what happens.
+pub fn run(seed: u64, aloud: bool) -> Result<Stats, String> {
     let mut rng = Rng::new(seed);
     let schedule = Schedule::draw(&mut rng);
     let spec: FakeSpec = serde_json::from_value(schedule.fake.clone()).map_err(|error| error.to_string())?;
     let config = "[server]\nhistory_retention = \"900d\"\n[capacity]\nreserved_memory = 0\nvm_overhead = 0\n\
                   [[limit]]\nmatch = \"*\"\nstop_timeout = \"1s\"\n";
+    let disk = Disk::new(rng.bits());
+    // As SQLite's own VFS has it of the disks that there are.
+    disk.set_powersafe_overwrite(true);
     let world = World {
         config: Config::parse("simulation", config).map_err(|error| format!("{error:?}"))?,
         fake: Arc::new(Fake::new(spec)),
-        disk: Disk::new(rng.bits()),
+        disk,
         created: Cell::new(false),
         said: RefCell::default(),
         done: RefCell::new(vec![0; schedule.callers.len()]),
         rng: RefCell::new(rng),
         passed: Rc::default(),
         schedule,
+        time: Cell::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
+        aloud,
     };
+    world.tell(|| format!("{:#?}", world.schedule));
     let mut crashes = 0;
     for end in world.schedule.ends.clone() {
         crashes += u64::from(world.live(Some(end))?.is_none());
@@ -103,6 +115,7 @@ impl World {
             .build()
             .map_err(|error| error.to_string())?;
         let died = Rc::new(Notify::new());
+        self.tell(|| format!("a life that ends by {end:?}"));
         self.set_hook(end, Rc::clone(&died));
         if let Some(End::TornWrite(call)) = end {
             self.disk.crash_at(self.disk.counters().calls() + call);
@@ -116,13 +129,23 @@ impl World {
             self.disk.set_capacity(None);
         }
         let ended = runtime.block_on(async {
+            let (born, began) = (self.time.get(), tokio::time::Instant::now());
+            clock::set(Some(Box::new(move || born + began.elapsed())));
+            let time = || self.time.set(born + began.elapsed() + Duration::from_secs(1));
             tokio::select! {
                 biased;
-                () = died.notified() => Ok(None),
-                ended = self.days(end.is_none()) => ended,
+                () = died.notified() => {
+                    time();
+                    Ok(None)
+                }
+                ended = self.days(end.is_none()) => {
+                    time();
+                    ended
+                }
             }
         });
         hook(None);
+        clock::set(None);
         // Before the daemon's tasks are dropped: what they would tidy up on their way out is not done by a kill.
         match end {
             Some(End::PowerCut(_)) => {
@@ -150,7 +173,7 @@ impl World {
         let (fake, passed) = (Arc::clone(&self.fake), Rc::clone(&self.passed));
         let watched = !self.schedule.meddling && !self.schedule.restarting;
         let most = Cpus::whole(u32::try_from(self.schedule.cpus).unwrap_or(u32::MAX).max(self.start_cpus()));
-        let mut reached = 0;
+        let (mut reached, aloud) = (0, self.aloud);
         hook(Some(Box::new(move |place| {
             reached += 1;
             if watched && let Some(over) = check::over_cap(&fake, most) {
@@ -159,6 +182,9 @@ impl World {
             if reached >= last {
                 died.notify_one();
                 return Fate::Die;
+            }
+            if aloud {
+                println!("    {reached} {place}");
             }
             if rng.chance(1, 6) { Fate::Delay(some_time(&mut rng)) } else { Fate::Pass }
         })));
@@ -180,6 +206,7 @@ impl World {
         let callers = (0..self.schedule.callers.len()).map(|caller| self.call(caller, &engine));
         let callers = futures_util::future::join_all(callers);
         tokio::select! {
+            biased;
             _ = callers => {}
             () = self.weather(last) => {}
         }
@@ -210,6 +237,13 @@ impl World {
 
     fn memory(&self) -> ByteCount {
         ByteCount::mib(self.schedule.memory_mib)
+    }
+
+    /// Where one schedule is looked at, what happens in it.
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.aloud {
+            println!("  {}", what());
+        }
     }
 
     /// What one caller does in this life. One that was not answered asks again with the same key, or goes on without.
@@ -255,6 +289,7 @@ impl World {
         };
         let key = request.key.clone().map(|key| (key, text));
         let Ok(submitted) = engine.submit(peer(), ask.clone(), key) else { return true };
+        self.tell(|| format!("asked: {request:?} as {}", submitted.id));
         let place = {
             let mut said = self.said.borrow_mut();
             let (key, id) = (request.key.clone(), submitted.id.clone());
@@ -270,8 +305,12 @@ impl World {
         let reply = engine.reply(submitted).await;
         // Nobody hears of a host without power.
         if self.disk.is_down() {
-            return false;
+            std::future::pending::<()>().await;
         }
+        self.tell(|| match &reply {
+            Ok(view) => format!("told: {:?} {:?}", view.operation, view.outcome),
+            Err(failure) => format!("told: {} {:?}", failure.problem, failure.operation.as_ref().map(|o| o.outcome)),
+        });
         self.said.borrow_mut()[place].reply = Some(reply);
         true
     }
@@ -282,11 +321,14 @@ impl World {
     }
 
     /// What happens by itself: values changed behind the daemon's back, restarts, late guests and calls, a disk that is full
-    /// or fails for a while. Never ends.
+    /// or fails for a while. Ends when the host's power is gone.
     async fn weather(&self, calm: bool) {
         loop {
             let pause = some_time(&mut self.rng.borrow_mut()) * 3;
             sleep(pause + Duration::from_millis(50)).await;
+            if self.disk.is_down() {
+                return;
+            }
             let mut rng = self.rng.borrow_mut();
             let name = self.schedule.instances[rng.index(self.schedule.instances.len())].clone();
             match rng.below(8) {
