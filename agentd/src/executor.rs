@@ -398,7 +398,9 @@ impl<'a> Executor<'a> {
     /// Takes back what was done, the last first; not the step of which the backend said that it did nothing. `gone` says
     /// that what was changed of a run went with it.
     async fn unwind(&mut self, cause: Problem, untouched: Option<usize>, mut gone: bool) -> Ended {
-        let mut stuck: Vec<String> = Vec::new();
+        // What an earlier walk could not take back, too: it was broken off because an engine was away.
+        let left = self.operation.steps.iter().filter(|record| record.state == StepState::UndoFailed);
+        let mut stuck: Vec<String> = left.filter_map(|record| record.error.clone()).collect();
         for index in (0..self.operation.steps.len()).rev() {
             let state = self.operation.steps[index].state;
             let undoable =
@@ -502,14 +504,14 @@ impl<'a> Executor<'a> {
             {
                 Ok(())
             }
-            (Err(BackendError::Unavailable(why) | BackendError::Overloaded(why)), Settled::Unobservable(_))
+            // A step that failed was never whole; that its undo fails too and the old values are read is as it was.
+            (Err(_), Settled::Reached) if is_failed => Ok(()),
+            (Err(BackendError::Unavailable(why) | BackendError::Overloaded(why)), _)
             | (Ok(()), Settled::Unobservable(why)) => {
                 return Err(Stuck::Away(format!("{what} was not seen to be taken back yet: {why}")));
             }
             (Ok(()), Settled::Missed { seen, .. }) => Err(format!("after {what} was taken back, {seen}")),
             (Ok(()), Settled::Abandoned(why)) => Err(why),
-            // A step that failed was never whole; that its undo fails too and the old values are read is as it was.
-            (Err(_), Settled::Reached) if is_failed => Ok(()),
             (Err(error), _) => Err(format!("taking back {what} failed: {error}")),
         };
         let state = if outcome.is_ok() { StepState::Undone } else { StepState::UndoFailed };

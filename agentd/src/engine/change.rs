@@ -186,10 +186,14 @@ impl Engine {
             Some(problem) => Err(Failure { problem, operation: Some(Box::new(view)) }),
             None => Ok(view),
         };
-        match (self.record_end(operation, &reply, observed).await, reply) {
-            (Some(problem), Ok(view)) => Err(Failure { problem, operation: Some(Box::new(view)) }),
-            (_, reply) => reply,
-        }
+        let Some(unrecorded) = self.record_end(operation, &reply, observed).await else { return reply };
+        Err(match reply {
+            Ok(view) => Failure { problem: unrecorded, operation: Some(Box::new(view)) },
+            Err(mut failure) => {
+                failure.problem.detail = format!("{}; {}", failure.problem.detail, unrecorded.detail);
+                failure
+            }
+        })
     }
 
     /// Puts the end of an operation on record with what it left behind. What the disk doesn't take now it is given again

@@ -476,17 +476,12 @@ fn write<'a>(
     if !loaded {
         return Err(StoreError::Unwritable("it could not be read when agentd started".into()));
     }
-    let mut open = match db.take() {
-        Some(open) => open,
-        None => Db::open(location, false, false)?,
-    };
-    // A connection that failed is not used again: after a failed sync nobody knows what the kernel still has to write, and
-    // opening it anew reads what is there.
-    let written = open.commit(entries);
-    if written.is_ok() {
-        *db = Some(open);
+    // A connection that failed stays: it knows that what a failed sync left in the log does not count, and writes over it. A
+    // new one would take that for committed, and what the kernel has given up on would be missing after a power cut.
+    match db {
+        Some(db) => db.commit(entries),
+        None => db.insert(Db::open(location, false, false)?).commit(entries),
     }
-    written
 }
 
 /// Beside the store: who has it, and whether there ever was one.

@@ -63,6 +63,13 @@ async fn holds(engine: &Engine, name: &str) -> Vec<HoldKind> {
 
 pub(super) async fn promises(world: &World, engine: &Engine) -> Result<Stats, String> {
     let operations = operations(engine).await?;
+    for operation in &operations {
+        let errors: Vec<_> = operation.steps.iter().filter_map(|record| record.error.as_ref()).collect();
+        let (id, reference, verb) = (&operation.id, &operation.reference, operation.verb);
+        world.tell(|| {
+            format!("{id} {verb} of {reference} ended as {:?} {:?} {errors:?}", operation.outcome, states(operation))
+        });
+    }
     let by_id: BTreeMap<&str, &Operation> = operations.iter().map(|o| (o.id.as_str(), o)).collect();
     told_is_recorded(&world.said.borrow(), &by_id)?;
     one_effect_a_key(&world.said.borrow(), &by_id)?;
@@ -97,14 +104,17 @@ fn told_is_recorded(said: &[Said], by_id: &BTreeMap<&str, &Operation>) -> Result
             None => continue,
             Some(Ok(view)) => view.outcome,
             // It was told that it is not on record yet.
-            Some(Err(failure)) if failure.problem.code == Code::StoreUnavailable && failure.operation.is_some() => {
-                continue;
-            }
+            Some(Err(failure)) if failure.problem.detail.contains("could not be recorded yet") => continue,
             Some(Err(failure)) => match &failure.operation {
                 Some(view) => view.outcome,
                 // It was refused; where the disk failed just then, it may be on record, and have come to nothing.
                 None => match recorded {
-                    None | Some(Outcome::Refused | Outcome::RolledBack) => continue,
+                    None | Some(Outcome::Refused) => continue,
+                    Some(Outcome::RolledBack | Outcome::Abandoned)
+                        if failure.problem.code == Code::StoreUnavailable =>
+                    {
+                        continue;
+                    }
                     Some(outcome) => {
                         return Err(format!("{} was refused ({}) and is {outcome:?}", said.id, failure.problem));
                     }

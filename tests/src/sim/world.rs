@@ -202,6 +202,9 @@ impl World {
             return if last { Err(format!("the record was lost: {error}")) } else { Ok(None) };
         }
         self.created.set(true);
+        if self.aloud {
+            self.tell(|| format!("disk: {:?} {:?}", self.disk.files(), self.disk.counters()));
+        }
         engine.keep_fresh(Duration::from_secs(30));
         let callers = (0..self.schedule.callers.len()).map(|caller| self.call(caller, &engine));
         let callers = futures_util::future::join_all(callers);
@@ -240,7 +243,7 @@ impl World {
     }
 
     /// Where one schedule is looked at, what happens in it.
-    fn tell(&self, what: impl FnOnce() -> String) {
+    pub(super) fn tell(&self, what: impl FnOnce() -> String) {
         if self.aloud {
             println!("  {}", what());
         }
