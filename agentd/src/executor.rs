@@ -166,7 +166,7 @@ impl<'a> Executor<'a> {
             }
             Ok(Course::Replaced) => self.replaced_meanwhile(),
             Err(illegal) => {
-                tracing::error!(operation = self.operation.id, %illegal, "defect: illegal transition");
+                crate::failpoint::defect(&format!("operation {}: {illegal}", self.operation.id));
                 let problem = self.cut_off();
                 self.partial(&problem, &illegal.to_string())
             }
@@ -542,7 +542,7 @@ impl<'a> Executor<'a> {
     /// Moves a step on and shows it to who reads.
     fn advance(&mut self, index: usize, to: StepState, error: Option<String>) {
         if let Err(illegal) = self.operation.advance(index, to) {
-            tracing::error!(operation = self.operation.id, %illegal, "defect: illegal transition");
+            crate::failpoint::defect(&format!("operation {}: {illegal}", self.operation.id));
         }
         if let (Some(error), Some(record)) = (error, self.operation.steps.get_mut(index)) {
             record.error = Some(match record.error.take() {

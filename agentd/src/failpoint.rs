@@ -7,6 +7,13 @@
 #[cfg(not(any(test, feature = "fake")))]
 pub(crate) async fn reach(_place: &'static str) {}
 
+/// Tells of what must never happen. In the journal of an operator's daemon, too; a test fails of it.
+pub(crate) fn defect(what: &dyn std::fmt::Display) {
+    tracing::error!("defect: {what}");
+    #[cfg(any(test, feature = "fake"))]
+    armed::tell_defect();
+}
+
 #[cfg(any(test, feature = "fake"))]
 pub(crate) use armed::reach;
 #[cfg(any(test, feature = "fake"))]
@@ -39,6 +46,14 @@ mod armed {
     /// Asks this from now on at each place that is reached on this thread, or nobody.
     pub fn hook(hook: Option<Hook>) {
         HOOK.with(|held| *held.borrow_mut() = hook);
+    }
+
+    pub(super) fn tell_defect() {
+        HOOK.with(|held| {
+            if let Some(hook) = held.borrow_mut().as_mut() {
+                hook("defect");
+            }
+        });
     }
 
     static KILL_AT: LazyLock<Option<u64>> = LazyLock::new(|| std::env::var("AGENTD_KILL_AT").ok()?.parse().ok());

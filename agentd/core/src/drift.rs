@@ -64,3 +64,41 @@ fn field<T: Copy + PartialEq>(
     let moved = sides.into_iter().filter(|(_, before, after)| differ(*before, *after));
     moved.map(|(saved, before, after)| MoveOf { saved, before, after }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::vm;
+    use crate::units::{ByteCount, Cpus};
+
+    fn at(cpus: u32) -> Option<Limit<Cpus>> {
+        Some(Limit::At(Cpus::whole(cpus)))
+    }
+
+    #[test]
+    fn what_moved_by_itself_is_drift_on_either_side() {
+        let before = vm();
+        let mut after = vm();
+        after.cpus.accepted = at(3);
+        after.memory.persistent = Some(Limit::At(ByteCount::mib(512)));
+        let cpus = MoveOf { saved: false, before: before.cpus.accepted, after: at(3) };
+        let memory = MoveOf { saved: true, before: before.memory.persistent, after: after.memory.persistent };
+        assert_eq!(drift(&before, &after), [Move::Cpus(cpus), Move::Memory(memory)]);
+        assert!(drift(&before, &before).is_empty());
+    }
+
+    #[test]
+    fn what_another_start_brought_or_cant_be_read_is_not() {
+        let before = vm();
+        let mut after = vm();
+        after.cpus.accepted = at(3);
+        after.boot = Some("another".into());
+        assert!(drift(&before, &after).is_empty(), "it has what was saved");
+        after.cpus.persistent = at(3);
+        assert_eq!(drift(&before, &after).len(), 1, "what is saved outlives a start");
+        assert!(drift(&before, &Observed { id: "another".into(), ..after.clone() }).is_empty());
+        let mut unread = vm();
+        (unread.cpus.accepted, unread.cpus.persistent) = (None, None);
+        assert!(drift(&before, &unread).is_empty() && drift(&unread, &before).is_empty());
+    }
+}

@@ -346,6 +346,11 @@ impl Operation {
 
 #[cfg(test)]
 mod tests {
+    use super::{Course, Operation, Outcome, Who};
+    use crate::instance::Observed;
+    use crate::plan::Scope;
+    use crate::plan::tests::{plan, vm};
+
     use super::StepState::{self, Doing, Done, Failed, Pending, Planned, Skipped, UndoFailed, Undoing, Undone};
 
     const ALL: [StepState; 9] = [Planned, Doing, Done, Pending, Skipped, Failed, Undoing, Undone, UndoFailed];
@@ -355,6 +360,94 @@ mod tests {
         for from in ALL {
             assert_eq!(from.may_become(Doing), from == Planned, "{from:?}");
         }
+    }
+
+    /// A VM and a change of it: saved cpus, saved memory, live memory (marked), live cpus (marked).
+    fn change() -> (Observed, Operation) {
+        let observed = vm();
+        let plan = plan(&observed, "", serde_json::json!({"cpus": 4, "memory": "2GiB"})).unwrap();
+        let who = Who { uid: 0, gid: 0, pid: 1, command: "test".into() };
+        let operation = Operation::new("1".into(), who, plan, 0);
+        assert_eq!(operation.steps.len(), 4);
+        (observed, operation)
+    }
+
+    /// What is seen once the first `done` steps are done.
+    fn after(observed: &Observed, operation: &Operation, done: usize) -> Observed {
+        let mut seen = observed.clone();
+        for record in &operation.steps[..done] {
+            let Some((scope, values)) = record.step.action.sets() else { continue };
+            if let Some(value) = values.cpus {
+                match scope {
+                    Scope::Saved => seen.cpus.persistent = Some(value),
+                    _ => (seen.cpus.accepted, seen.cpus.observed) = (Some(value), Some(value)),
+                }
+            }
+            if let Some(value) = values.memory {
+                match scope {
+                    Scope::Saved => seen.memory.persistent = Some(value),
+                    _ => (seen.memory.accepted, seen.memory.observed) = (Some(value), Some(value)),
+                }
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn a_change_that_was_cut_off_goes_on_by_what_is_seen() {
+        for done in 0..=4 {
+            // The record knows of a step that is marked once it is, and of no other.
+            let (observed, mut operation) = change();
+            for index in (0..done).filter(|index| operation.steps[*index].step.is_marked()).collect::<Vec<_>>() {
+                operation.advance(index, Doing).unwrap();
+            }
+            let seen = after(&observed, &operation, done);
+            let course = operation.resume(&seen).unwrap();
+            assert_eq!(course, if done == 4 { Course::Done } else { Course::TakeBack { rebooted: false } }, "{done}");
+            let states: Vec<_> = operation.steps.iter().map(|record| record.state).collect();
+            assert!(states[..done].iter().all(|state| *state == Done), "{done} {states:?}");
+            assert!(states[done..].iter().all(|state| *state == Planned), "{done} {states:?}");
+        }
+    }
+
+    #[test]
+    fn a_marked_step_that_shows_no_effect_has_failed() {
+        let (observed, mut operation) = change();
+        operation.advance(2, Doing).unwrap();
+        let seen = after(&observed, &operation, 2);
+        assert_eq!(operation.resume(&seen), Ok(Course::TakeBack { rebooted: false }));
+        assert_eq!(operation.steps[2].state, Failed);
+    }
+
+    #[test]
+    fn what_was_done_to_another_run_or_instance_is_gone() {
+        let (observed, mut operation) = change();
+        operation.advance(2, Doing).unwrap();
+        let mut seen = after(&observed, &operation, 2);
+        seen.boot = Some("2".into());
+        assert_eq!(operation.clone().resume(&seen), Ok(Course::TakeBack { rebooted: true }));
+        seen.id = "another".into();
+        assert_eq!(operation.resume(&seen), Ok(Course::Replaced));
+    }
+
+    #[test]
+    fn a_record_that_was_complete_says_what_was_never_begun() {
+        // Somebody else has set the saved cpus meanwhile, to the very value that was planned and never begun.
+        let (observed, mut operation) = change();
+        operation.outcome = Outcome::Unknown;
+        let seen = after(&observed, &operation, 1);
+        assert_eq!(operation.resume(&seen), Ok(Course::TakeBack { rebooted: false }));
+        assert!(operation.steps.iter().all(|record| record.state == Planned));
+    }
+
+    #[test]
+    fn what_cant_be_taken_back_is_finished() {
+        let (observed, mut operation) = change();
+        for record in &mut operation.steps {
+            record.step.undo = None;
+        }
+        let seen = after(&observed, &operation, 2);
+        assert_eq!(operation.resume(&seen), Ok(Course::Finish));
     }
 
     #[test]

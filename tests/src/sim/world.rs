@@ -175,6 +175,9 @@ impl World {
         let most = Cpus::whole(u32::try_from(self.schedule.cpus).unwrap_or(u32::MAX).max(self.start_cpus()));
         let (mut reached, aloud) = (0, self.aloud);
         hook(Some(Box::new(move |place| {
+            if place == "defect" {
+                passed.borrow_mut().get_or_insert("a step took a way that there is none".into());
+            }
             reached += 1;
             if watched && let Some(over) = check::over_cap(&fake, most) {
                 passed.borrow_mut().get_or_insert(format!("{over} at {place}"));

@@ -10,7 +10,7 @@ mod scalar;
 mod settle;
 mod steps;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod undo;
 mod words;
 

@@ -29,7 +29,7 @@ pub(super) fn same<T: Copy>(value: Limit<T>, grain: T, least: T, ceiling: Option
 }
 
 /// A running VM: 2 of 4 vCPUs, 1 of 2 GiB, no cpu_limit, 300 MiB in use.
-pub(super) fn vm() -> Observed {
+pub(crate) fn vm() -> Observed {
     Observed {
         reference: Ref::new(Kind::Vm, "web").unwrap(),
         id: "uuid".into(),
@@ -73,7 +73,7 @@ pub(super) fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Input
     run(&Inputs { observed, holds: &[], config: &config, rules: &rules, host, ledger: &ledger })
 }
 
-pub(super) fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
+pub(crate) fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
     let request: ResizeRequest = serde_json::from_value(body).unwrap();
     with(observed, config, |inputs| resize(inputs, &request))
 }

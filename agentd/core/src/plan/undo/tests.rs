@@ -314,9 +314,9 @@ fn a_failed_step_of_an_undo_is_told_from_somebody_elses() {
     let plan = undo_of(&operation, &now, "").unwrap();
     let (action, way_back) = (&plan.steps[0].action, plan.steps[0].undo.as_ref().unwrap());
     let mut seen = now;
-    assert!(may_be_ours(action, way_back, &seen) && may_be_ours(action, way_back, &container()));
+    assert!(may_be_ours(action, way_back, &seen, false) && may_be_ours(action, way_back, &container(), false));
     seen.memory.persistent = Some(Limit::At(MIB(96)));
-    assert!(!may_be_ours(action, way_back, &seen));
+    assert!(!may_be_ours(action, way_back, &seen, false));
 }
 
 /// The values of an instance, those that run only where it does.
