@@ -135,7 +135,7 @@ async fn one_daemon_has_a_state_directory() {
 async fn what_is_there_and_cant_be_read_is_never_taken_for_an_empty_store() {
     let (dir, bytes) = filled().await;
     let path = dir.path().join("agentd.db");
-    let noise: Vec<u8> = (0..bytes.len()).map(|n| (n * 31 % 251) as u8).collect();
+    let noise: Vec<u8> = (0..bytes.len()).map(|n| u8::try_from(n * 31 % 251).unwrap()).collect();
     let mut torn = bytes.clone();
     torn[4096..8192].fill(0xAA);
     for (what, damaged) in [("empty", Vec::new()), ("cut", bytes[..5000].to_vec()), ("noise", noise), ("torn", torn)] {
