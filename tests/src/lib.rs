@@ -2,5 +2,6 @@
 //! It knows the daemon and the command only as programs to run, never as code.
 
 pub mod bench;
+pub mod kills;
 pub mod lab;
 pub mod openapi;
