@@ -201,8 +201,11 @@ pub fn sweep(scenarios: &[Scenario], chain: u64, threads: usize) -> Result<Tally
                 return Ok(());
             }
             let turn = place + index as u64;
-            let then =
-                if turn % chain == 0 { Then::EachPlace } else { Then::These(vec![Kill::At(1 + turn % SOME_PLACES)]) };
+            let then = if turn.is_multiple_of(chain) {
+                Then::EachPlace
+            } else {
+                Then::These(vec![Kill::At(1 + turn % SOME_PLACES)])
+            };
             let (cut_off, mut counted) = case(&scenarios[index], Kill::At(place), &then)
                 .inspect_err(|_| failed.store(true, Ordering::SeqCst))?;
             if cut_off {
