@@ -2,6 +2,7 @@
 //! It knows the daemon and the command only as programs to run, never as code.
 
 pub mod bench;
+pub mod kills;
 pub mod lab;
 pub mod openapi;
 pub mod sim;

@@ -35,7 +35,7 @@ pub enum Fault {
     Hang,
     /// Does not return within the deadline; it is done all the same.
     HangAfter,
-    /// Does not return within the deadline; it is done when [`Fake::land`] says so.
+    /// Does not return within the deadline; it is done when [`Fake::land`] says so, or after [`FakeSpec::late_ms`].
     HangLate,
     /// The guest takes its time: accepted, observed only when [`Fake::settle`] says so.
     GuestLate,
@@ -99,6 +99,9 @@ pub struct FakeSpec {
     pub delay_ms: u64,
     /// How long each listing takes, in milliseconds.
     pub list_ms: u64,
+    /// How long after it was sent a call comes about that did not return in time, in milliseconds; also where the daemon has
+    /// ended meanwhile.
+    pub late_ms: Option<u64>,
     /// Where the instances are kept, so that they outlive the daemon as those of a real engine do.
     pub state: Option<PathBuf>,
 }
@@ -113,6 +116,9 @@ struct Machine {
     saved: Held,
     applies: usize,
     blurred: bool,
+    /// Calls that are on their way, each with the time at which it comes about.
+    #[serde(default)]
+    late: Vec<(u64, Identity, Action)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -143,6 +149,9 @@ pub struct Fake {
     late: Mutex<Vec<(Ref, Identity, Action)>>,
     /// Names of what was changed behind the daemon's back.
     announced: broadcast::Sender<String>,
+    late_after: Option<Duration>,
+    /// When this life of the daemon began, in milliseconds since the Unix epoch.
+    began_ms: u64,
     /// How long a hanging call keeps its caller before the deadline ends it.
     pub deadline: Duration,
 }
@@ -159,7 +168,17 @@ impl Fake {
             let state = if spec.stopped { State::Stopped } else { State::Running };
             (
                 spec.name.clone(),
-                Machine { spec, state, boot: 1, live: held, observed, saved: held, applies: 0, blurred: false },
+                Machine {
+                    spec,
+                    state,
+                    boot: 1,
+                    live: held,
+                    observed,
+                    saved: held,
+                    applies: 0,
+                    blurred: false,
+                    late: Vec::new(),
+                },
             )
         };
         let kept = spec.state.as_ref().and_then(|path| std::fs::read(path).ok());
@@ -169,6 +188,8 @@ impl Fake {
             state: spec.state,
             late: Mutex::default(),
             faults: Mutex::new(spec.faults),
+            late_after: spec.late_ms.map(Duration::from_millis),
+            began_ms: now_ms(),
             delay: Duration::from_millis(spec.delay_ms),
             list_delay: Duration::from_millis(spec.list_ms),
             slow_look: Mutex::default(),
@@ -249,7 +270,19 @@ impl Fake {
     }
 
     fn machines(&self) -> MutexGuard<'_, BTreeMap<String, Machine>> {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = |machine: &Machine| machine.late.first().is_some_and(|(due, ..)| *due <= now_ms());
+        while let Some(machine) = machines.values_mut().find(|machine| due(machine)) {
+            let (_, identity, action) = machine.late.remove(0);
+            let name = machine.spec.name.clone();
+            // It may fit what is there no more, as with a real engine.
+            let _ = self.act_on(&mut machines, &name, &identity, &action, false);
+        }
+        machines
+    }
+
+    fn late_ms(&self) -> u64 {
+        self.late_after.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
     }
 
     fn fault(&self, target: &Ref, nth: usize) -> Option<Fault> {
@@ -268,8 +301,18 @@ impl Fake {
 
     /// Does what an apply does, where its instance is the one that is meant. `late` keeps what is observed as it was.
     fn act(&self, target: &Ref, identity: &Identity, action: &Action, late: bool) -> Result<(), BackendError> {
-        let mut machines = self.machines();
-        let machine = find(&mut machines, target.name())?;
+        self.act_on(&mut self.machines(), target.name(), identity, action, late)
+    }
+
+    fn act_on(
+        &self,
+        machines: &mut BTreeMap<String, Machine>,
+        name: &str,
+        identity: &Identity,
+        action: &Action,
+        late: bool,
+    ) -> Result<(), BackendError> {
+        let machine = find(machines, name)?;
         if identity.id != id(&machine.spec.name) {
             return Err(BackendError::NotFound("another instance has that name now".into()));
         }
@@ -306,13 +349,18 @@ impl Fake {
             Action::Start => return Err(BackendError::InvalidState("it runs already".into())),
             Action::Shutdown if machine.spec.stubborn => {}
             Action::Shutdown | Action::Kill if machine.spec.transient => {
-                machines.remove(target.name());
+                machines.remove(name);
             }
             Action::Shutdown | Action::Kill => machine.state = State::Stopped,
         }
-        self.keep(&machines);
+        self.keep(machines);
         Ok(())
     }
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn id(name: &str) -> String {
@@ -433,15 +481,20 @@ impl Backend for Fake {
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(_, of, _)| of.id == identity.id)
+        // Of those that an earlier life sent nobody here knows.
+        let mine = |machine: &Machine| machine.late.iter().any(|(due, ..)| *due > self.began_ms + self.late_ms());
+        self.machines().values().any(|machine| id(&machine.spec.name) == identity.id && mine(machine))
+            || self.late.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(_, of, _)| of.id == identity.id)
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
         let nth = {
             let mut machines = self.machines();
             let machine = find(&mut machines, target.name())?;
+            let nth = machine.applies;
             machine.applies += 1;
-            machine.applies - 1
+            self.keep(&machines);
+            nth
         };
         if self.delay > Duration::ZERO {
             tokio::time::sleep(self.delay).await;
@@ -457,7 +510,12 @@ impl Backend for Fake {
             Some(Fault::Unavailable) => Err(BackendError::Unavailable("the fake engine is gone".into())),
             Some(Fault::GuestLate) => self.act(target, identity, action, true),
             Some(fault @ (Fault::Hang | Fault::HangAfter | Fault::HangLate)) => {
-                if fault == Fault::HangLate {
+                if fault == Fault::HangLate && self.late_after.is_some() {
+                    let mut machines = self.machines();
+                    let call = (now_ms() + self.late_ms(), identity.clone(), action.clone());
+                    find(&mut machines, target.name())?.late.push(call);
+                    self.keep(&machines);
+                } else if fault == Fault::HangLate {
                     let call = (target.clone(), identity.clone(), action.clone());
                     self.late.lock().unwrap_or_else(PoisonError::into_inner).push(call);
                 }

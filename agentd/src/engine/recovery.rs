@@ -112,20 +112,6 @@ impl Engine {
         };
         loop {
             sleep(PAUSE).await;
-            if operation.identity.id.is_empty() {
-                // It was acknowledged and never planned: nothing was done.
-                let detail =
-                    format!("agentd was ended before this {} of {reference} began: nothing was done", operation.verb);
-                let problem = Problem::new(Code::Internal, detail).hint("ask again");
-                operation.fail(Outcome::RolledBack, &problem);
-                if last {
-                    // What those before it were charged goes with the next look.
-                    let mut book = self.book();
-                    book.lift(&reference, HoldKind::Recovering);
-                    book.end(&reference, None, &self.settings().config, true);
-                }
-                return self.end(&operation, Ended { problem: Some(problem), hold: None }, None).await;
-            }
             if backend.is_under_way(&operation.identity).await {
                 continue;
             }
@@ -133,6 +119,8 @@ impl Engine {
             let _turn = slot.turn.lock().await;
             let since = Duration::from_millis(now_ms().saturating_sub(operation.started_ms));
             let ended = match backend.observe(reference.name(), Look::Plain).await {
+                // It was acknowledged and never planned: nothing was done.
+                _ if operation.identity.id.is_empty() => end_before_its_plan(&mut operation),
                 Ok(observed) if observed.state == State::Unknown => continue,
                 Ok(observed) => {
                     let run = Executor::new(&*backend, self.store(), &mut operation, Duration::ZERO)
@@ -183,6 +171,15 @@ impl Engine {
             return self.end(&operation, ended, observed.as_ref()).await;
         }
     }
+}
+
+/// A change that was waiting for its turn.
+fn end_before_its_plan(operation: &mut Operation) -> Ended {
+    let (verb, reference) = (operation.verb, &operation.reference);
+    let detail = format!("agentd was ended before this {verb} of {reference} began: nothing was done");
+    let problem = Problem::new(Code::Internal, detail).hint("ask again");
+    operation.fail(Outcome::RolledBack, &problem);
+    Ended { problem: Some(problem), hold: None }
 }
 
 /// A stop of an instance that is gone has come about; any other change went with it.

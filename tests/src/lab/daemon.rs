@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         LazyLock, Mutex, PoisonError,
         mpsc::{SyncSender, sync_channel},
@@ -55,6 +55,11 @@ impl Daemon {
             None => Ok(()),
             Some(status) => bail!("ended with {status}:\n{}", self.log_tail()),
         }
+    }
+
+    /// How it ended, where it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Sends a signal.

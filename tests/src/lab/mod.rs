@@ -3,11 +3,11 @@
 //! or changed, and nothing outlives the test process, however that ends.
 
 mod agentd;
-mod daemon;
+pub(crate) mod daemon;
 mod docker;
 mod guest;
 mod guest_image;
-mod http;
+pub(crate) mod http;
 mod libvirt;
 mod namespace;
 mod testdriver;

@@ -1,0 +1,109 @@
+//! `soak`: what takes too long for every day, with a seed that makes a failure come again.
+//!
+//! ```text
+//!   soak kills [--count N] [--seed S] [--threads T]    kills a daemon N times, anywhere and in its recoveries
+//!   soak kills --case S                                the one case of that seed
+//! ```
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use agentd_tests::kills::{Tally, all, random_case};
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "soak kills [--count N] [--seed S] [--threads T] | soak kills --case S";
+/// How often it says how far it has come, in kills.
+const TOLD_EVERY: u64 = 500;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let done = match args.first().map(String::as_str) {
+        Some("kills") => Options::parse(&args[1..]).and_then(|options| kills(&options)),
+        _ => Err(anyhow::anyhow!("usage: {USAGE}")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("soak: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Options {
+    count: u64,
+    seed: u64,
+    threads: u64,
+    case: Option<u64>,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Options> {
+        let mut options = Options { count: 10_000, seed: 1, threads: 8, case: None };
+        for pair in args.chunks(2) {
+            let [name, value] = pair else { bail!("{pair:?} has no value; usage: {USAGE}") };
+            let number = value.parse().with_context(|| format!("{name} takes a number, not {value:?}"))?;
+            match name.as_str() {
+                "--count" => options.count = number,
+                "--seed" => options.seed = number,
+                "--threads" => options.threads = number,
+                "--case" => options.case = Some(number),
+                _ => bail!("{name:?} isn't known; usage: {USAGE}"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Cases one after the other, each with a seed of its own, until there were enough kills.
+fn kills(options: &Options) -> Result<()> {
+    let scenarios = all();
+    if let Some(seed) = options.case {
+        let tally = random_case(&scenarios, seed)?;
+        println!("case {seed}: {} kills, whole", tally.kills);
+        return Ok(());
+    }
+    let began = Instant::now();
+    let (next, failed) = (AtomicU64::new(options.seed), AtomicBool::new(false));
+    let tally: Mutex<Tally> = Mutex::default();
+    let work = || -> Result<()> {
+        while !failed.load(Ordering::SeqCst) {
+            let counted = random_case(&scenarios, next.fetch_add(1, Ordering::SeqCst))
+                .inspect_err(|_| failed.store(true, Ordering::SeqCst))?;
+            let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = tally.kills;
+            tally.add(counted);
+            if tally.kills / TOLD_EVERY > before / TOLD_EVERY {
+                println!("{} kills after {} s", tally.kills, began.elapsed().as_secs());
+            }
+            if tally.kills >= options.count {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let ended: Result<()> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..options.threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a worker broke"))?)
+    });
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!(
+        "kills: {} ({} in recoveries), recoveries: {}, places: {:?}, seeds {}..{}, {:.0} s{}",
+        tally.kills,
+        tally.in_recovery,
+        tally.recoveries,
+        tally.places,
+        options.seed,
+        next.load(Ordering::SeqCst),
+        began.elapsed().as_secs_f64(),
+        if ended.is_ok() { "" } else { ": FAILED" }
+    );
+    ended.context("run the case again with `soak kills --case SEED`")
+}
