@@ -409,9 +409,15 @@ impl<'a> Executor<'a> {
                 continue;
             }
             match self.undo(index, state == StepState::Failed).await {
-                Ok(()) => {}
-                Err(Stuck::Gone) => gone = true,
-                Err(Stuck::Left(why)) => stuck.push(why),
+                Ok(()) => self.close(index, StepState::Undone, None),
+                Err(Stuck::Gone) => {
+                    gone = true;
+                    self.close(index, StepState::Undone, None);
+                }
+                Err(Stuck::Left(why)) => {
+                    self.close(index, StepState::UndoFailed, Some(why.clone()));
+                    stuck.push(why);
+                }
                 Err(Stuck::Away(why)) => {
                     let detail = format!("{}; and then: {why}", cause.detail);
                     let hint =
@@ -441,18 +447,28 @@ impl<'a> Executor<'a> {
         Ended { problem: Some(problem), hold: Some((HoldKind::NeedsAttention, detail)) }
     }
 
+    /// Ends the taking back of a step. One that failed and left nothing behind stays as it is.
+    fn close(&mut self, index: usize, to: StepState, error: Option<String>) {
+        match self.operation.steps[index].state {
+            StepState::Failed if to == StepState::Undone => return,
+            StepState::Undoing => {}
+            _ => self.advance(index, StepState::Undoing, None),
+        }
+        self.advance(index, to, error);
+    }
+
     /// Takes one step back, or says why it couldn't.
     async fn undo(&mut self, index: usize, is_failed: bool) -> Result<(), Stuck> {
         let step = self.operation.steps[index].step.clone();
         let (what, again) = (&step.what, self.operation.steps[index].state == StepState::Undoing);
         let observed = match self.look_until(Instant::now() + UNDO_TIME).await {
             Ok(observed) => observed,
-            Err(BackendError::NotFound(_)) => return Err(self.gone(index)),
+            Err(BackendError::NotFound(_)) => return Err(Stuck::Gone),
             // What can't be seen may be somebody else's by now.
             Err(error) => return Err(Stuck::Away(format!("{what} was not taken back yet: {error}"))),
         };
         if self.replaced(&observed, &step.action).is_some() {
-            return Err(self.gone(index));
+            return Err(Stuck::Gone);
         }
         let Some(undo) = step.undo.clone() else {
             // A step that failed and shows no effect needs no way back.
@@ -461,12 +477,6 @@ impl<'a> Executor<'a> {
         };
         if reached(&undo, &observed) == Reached::Yes {
             // It failed and left nothing behind, or was taken back before, or by somebody else.
-            if !is_failed {
-                if !again {
-                    self.advance(index, StepState::Undoing, None);
-                }
-                self.advance(index, StepState::Undone, None);
-            }
             return Ok(());
         }
         let ours = if is_failed || again {
@@ -477,9 +487,6 @@ impl<'a> Executor<'a> {
             sent_before || unchanged_since(&step.action, &observed)
         };
         if !ours {
-            if again {
-                self.advance(index, StepState::UndoFailed, None);
-            }
             let why = format!("{what} is no longer what is there: somebody else changed it meanwhile");
             return Err(Stuck::Left(why));
         }
@@ -498,7 +505,7 @@ impl<'a> Executor<'a> {
         }
         let deadline = Instant::now() + UNDO_TIME;
         let seen = self.settle(&undo, if applied.is_ok() { deadline } else { Instant::now() }).await;
-        let outcome = match (applied, seen) {
+        match (applied, seen) {
             (Ok(()), Settled::Reached) => Ok(()),
             // The target is back; the guest follows in its own time, as it would have without us.
             (Ok(()), Settled::Missed { refused: false, .. })
@@ -510,23 +517,12 @@ impl<'a> Executor<'a> {
             (Err(_), Settled::Reached) if is_failed => Ok(()),
             (Err(BackendError::Unavailable(why) | BackendError::Overloaded(why)), _)
             | (Ok(()), Settled::Unobservable(why)) => {
-                return Err(Stuck::Away(format!("{what} was not seen to be taken back yet: {why}")));
+                Err(Stuck::Away(format!("{what} was not seen to be taken back yet: {why}")))
             }
-            (Ok(()), Settled::Missed { seen, .. }) => Err(format!("after {what} was taken back, {seen}")),
-            (Ok(()), Settled::Abandoned(why)) => Err(why),
-            (Err(error), _) => Err(format!("taking back {what} failed: {error}")),
-        };
-        let state = if outcome.is_ok() { StepState::Undone } else { StepState::UndoFailed };
-        self.advance(index, state, outcome.as_ref().err().cloned());
-        outcome.map_err(Stuck::Left)
-    }
-
-    /// What a step changed went with its instance, or with that run of it.
-    fn gone(&mut self, index: usize) -> Stuck {
-        if self.operation.steps[index].state == StepState::Undoing {
-            self.advance(index, StepState::Undone, None);
+            (Ok(()), Settled::Missed { seen, .. }) => Err(Stuck::Left(format!("after {what} was taken back, {seen}"))),
+            (Ok(()), Settled::Abandoned(_)) => Err(Stuck::Gone),
+            (Err(error), _) => Err(Stuck::Left(format!("taking back {what} failed: {error}"))),
         }
-        Stuck::Gone
     }
 
     async fn apply(&self, action: &Action) -> Result<(), BackendError> {

@@ -238,10 +238,16 @@ impl Operation {
         }
     }
 
-    /// Moves one step on, where that is legal.
+    /// Moves one step on, where that is legal. Steps are taken back the last first: each when those after it are out of the
+    /// way, taken back or not.
     pub fn advance(&mut self, index: usize, to: StepState) -> Result<(), IllegalTransition> {
+        let in_the_way = |record: &StepRecord| {
+            matches!(record.state, StepState::Doing | StepState::Done | StepState::Pending | StepState::Undoing)
+        };
+        let in_order =
+            to != StepState::Undoing || self.steps.get(index + 1..).is_none_or(|after| !after.iter().any(in_the_way));
         match self.steps.get_mut(index) {
-            Some(record) if record.state.may_become(to) => {
+            Some(record) if in_order && record.state.may_become(to) => {
                 record.state = to;
                 Ok(())
             }
@@ -399,7 +405,7 @@ mod tests {
             // The record knows of a step that is marked once it is, and of no other.
             let (observed, mut operation) = change();
             for index in (0..done).filter(|index| operation.steps[*index].step.is_marked()).collect::<Vec<_>>() {
-                operation.advance(index, Doing).unwrap();
+                mark(&mut operation, index);
             }
             let seen = after(&observed, &operation, done);
             let course = operation.resume(&seen).unwrap();
@@ -411,9 +417,36 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_taken_back_the_last_first() {
+        let (_, mut operation) = change();
+        for index in 0..2 {
+            operation.advance(index, Doing).unwrap();
+            operation.advance(index, Done).unwrap();
+        }
+        assert!(operation.advance(0, Undoing).is_err(), "the last goes first");
+        operation.advance(1, Undoing).unwrap();
+        assert!(operation.advance(0, Undoing).is_err(), "and to its end");
+        operation.advance(1, UndoFailed).unwrap();
+        operation.advance(0, Undoing).unwrap();
+    }
+
+    /// On record are the marks of steps that are marked; those before them were done.
+    fn mark(operation: &mut Operation, index: usize) {
+        for before in 0..index {
+            if operation.steps[before].state == Planned {
+                operation.advance(before, Doing).unwrap();
+            }
+            if operation.steps[before].state == Doing {
+                operation.advance(before, Done).unwrap();
+            }
+        }
+        operation.advance(index, Doing).unwrap();
+    }
+
+    #[test]
     fn a_marked_step_that_shows_no_effect_has_failed() {
         let (observed, mut operation) = change();
-        operation.advance(2, Doing).unwrap();
+        mark(&mut operation, 2);
         let seen = after(&observed, &operation, 2);
         assert_eq!(operation.resume(&seen), Ok(Course::TakeBack { rebooted: false }));
         assert_eq!(operation.steps[2].state, Failed);
@@ -422,7 +455,7 @@ mod tests {
     #[test]
     fn what_was_done_to_another_run_or_instance_is_gone() {
         let (observed, mut operation) = change();
-        operation.advance(2, Doing).unwrap();
+        mark(&mut operation, 2);
         let mut seen = after(&observed, &operation, 2);
         seen.boot = Some("2".into());
         assert_eq!(operation.clone().resume(&seen), Ok(Course::TakeBack { rebooted: true }));

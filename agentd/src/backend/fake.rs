@@ -147,6 +147,8 @@ pub struct Fake {
     state: Option<PathBuf>,
     /// Calls that did not return in time and come about later.
     late: Mutex<Vec<(Ref, Identity, Action)>>,
+    /// How often each instance was started, asked to go down or switched off, by name.
+    verbs: Mutex<BTreeMap<String, usize>>,
     /// Names of what was changed behind the daemon's back.
     announced: broadcast::Sender<String>,
     late_after: Option<Duration>,
@@ -187,6 +189,7 @@ impl Fake {
             machines: Mutex::new(kept.unwrap_or_else(|| spec.instances.into_iter().map(machine).collect())),
             state: spec.state,
             late: Mutex::default(),
+            verbs: Mutex::default(),
             faults: Mutex::new(spec.faults),
             late_after: spec.late_ms.map(Duration::from_millis),
             began_ms: now_ms(),
@@ -223,6 +226,11 @@ impl Fake {
             machine.live = machine.saved;
             machine.observed = machine.saved;
         }
+    }
+
+    /// How often this instance was started, asked to go down or switched off.
+    pub fn verbs(&self, name: &str) -> usize {
+        self.verbs.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or(0)
     }
 
     /// Changes what runs behind the daemon's back.
@@ -488,6 +496,10 @@ impl Backend for Fake {
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
+        if action.sets().is_none() {
+            let mut verbs = self.verbs.lock().unwrap_or_else(PoisonError::into_inner);
+            *verbs.entry(target.name().to_owned()).or_default() += 1;
+        }
         let nth = {
             let mut machines = self.machines();
             let machine = find(&mut machines, target.name())?;

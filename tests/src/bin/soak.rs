@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   soak kills [--count N] [--seed S] [--threads T]    kills a daemon N times, anywhere and in its recoveries
+//!   soak schedules [--count N] [--seed S]              simulates N schedules
 //!   soak kills --case S                                the one case of that seed
 //! ```
 
@@ -15,15 +16,18 @@ use std::{
 };
 
 use agentd_tests::kills::{Tally, all, random_case};
+use agentd_tests::sim::{Totals, run_many};
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "soak kills [--count N] [--seed S] [--threads T] | soak kills --case S";
+const USAGE: &str =
+    "soak schedules [--count N] [--seed S] | soak kills [--count N] [--seed S] [--threads T] | soak kills --case S";
 /// How often it says how far it has come, in kills.
 const TOLD_EVERY: u64 = 500;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.first().map(String::as_str) {
+        Some("schedules") => Options::parse(&args[1..]).and_then(|options| schedules(&options)),
         Some("kills") => Options::parse(&args[1..]).and_then(|options| kills(&options)),
         _ => Err(anyhow::anyhow!("usage: {USAGE}")),
     };
@@ -60,6 +64,28 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// Schedules of the simulation, until one breaks a promise.
+fn schedules(options: &Options) -> Result<()> {
+    let began = Instant::now();
+    let progress = |done: u64| {
+        if done.is_multiple_of(100_000) {
+            println!("{done} schedules after {:.0} s", began.elapsed().as_secs_f32());
+        }
+    };
+    let Totals { schedules, stats } = run_many(options.seed, options.count, progress)
+        .map_err(|broken| anyhow::anyhow!("seed {}: {}", broken.seed, broken.what))?;
+    println!(
+        "{schedules} schedules with {} crashes and {} operations, of which {} changed something and {} were taken back, \
+         abandoned or left partial: every promise kept, in {:.0} s",
+        stats.crashes,
+        stats.operations,
+        stats.changed,
+        stats.ended_badly,
+        began.elapsed().as_secs_f32()
+    );
+    Ok(())
 }
 
 /// Cases one after the other, each with a seed of its own, until there were enough kills.

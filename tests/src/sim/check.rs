@@ -79,6 +79,7 @@ pub(super) async fn promises(world: &World, engine: &Engine) -> Result<Stats, St
             return Err(format!("{} ended as {:?} with {:?}", operation.id, operation.outcome, states(operation)));
         }
     }
+    verbs_are_done_once(world, &operations)?;
     let order = history_is_whole(engine, &operations).await?;
     ledger_is_observed(world, engine).await?;
     for name in &world.schedule.instances {
@@ -146,6 +147,22 @@ fn one_effect_a_key(said: &[Said], by_id: &BTreeMap<&str, &Operation>) -> Result
         Some((key, ids)) => Err(format!("{key} had the effects {ids:?}")),
         None => Ok(()),
     }
+}
+
+/// Every start, shutdown and hard stop that an engine was asked for is a step on record that was begun, and was asked for
+/// once.
+fn verbs_are_done_once(world: &World, operations: &[Operation]) -> Result<(), String> {
+    for name in &world.schedule.instances {
+        let reference = format!("vm/{name}");
+        let of_it = operations.iter().filter(|operation| operation.reference.as_str() == reference);
+        let steps = of_it.flat_map(|operation| &operation.steps).filter(|record| record.step.action.sets().is_none());
+        let begun = steps.filter(|record| !matches!(record.state, StepState::Planned | StepState::Skipped)).count();
+        let asked = world.fake.verbs(name);
+        if asked > begun {
+            return Err(format!("{reference} was started or stopped {asked} times, and {begun} are on record"));
+        }
+    }
+    Ok(())
 }
 
 /// Each operation's end is in the history once; its order is the order in which they ended.

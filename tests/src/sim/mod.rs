@@ -6,8 +6,10 @@
 
 mod check;
 pub mod disk;
+mod many;
 pub mod rng;
 mod schedule;
 mod world;
 
+pub use many::{Broken, Totals, run_many};
 pub use world::{Stats, run};
