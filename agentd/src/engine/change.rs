@@ -124,7 +124,8 @@ impl Engine {
         let mut intent = vec![Entry::Operation(Box::new(operation.clone()), None)];
         intent.extend(key.map(Entry::Key));
         if let Err(error) = self.store().commit(intent).await {
-            self.book().end(&reference, Some((observed, begun_now(self))), &self.settings().config, true);
+            let begun = begun_now(self);
+            self.book().end(&reference, Some((observed, begun)), &self.settings().config, true);
             return Err(unrecorded(&error).into());
         }
         self.execute(operation, &ask, began).await
