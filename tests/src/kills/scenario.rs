@@ -136,6 +136,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario::faulty("last step lies", &[(5, "lie")]),
         Scenario::faulty("an undo fails too", &[(4, "fail"), (5, "fail"), (6, "fail-after")]),
         Scenario::faulty("an undo hangs", &[(5, "fail"), (7, "hang-after")]),
+        Scenario::faulty("an undo fails and the next hangs", &[(5, "fail"), (6, "fail"), (7, "hang-after")]),
         Scenario::faulty("third step hangs", &[(2, "hang")]),
         Scenario::faulty("fourth step is done and hangs", &[(3, "hang-after")]),
         Scenario::faulty("last step hangs", &[(5, "hang")]),
