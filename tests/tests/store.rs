@@ -326,6 +326,8 @@ fn holds_history_keys_and_versions_survive_the_daemon() -> Result<()> {
         assert_eq!((again.status, &again.body), (first.status, &first.body));
         let held = bench.resize("web", json!({"cpus": 3}))?;
         assert_eq!((held.status, &held.json()["code"]), (409, &json!("held")));
+        // Nobody waits for the record of a refusal.
+        wait_until("the refusal on record", LIMIT, || Ok((bench.history()?.len() == history.len() + 1).then_some(())))?;
     }
     assert_eq!(bench.agentd.ctl(&["clear-hold", "web"]).code, Some(0));
     bench.agentd.kill()?;
