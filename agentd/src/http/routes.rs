@@ -358,7 +358,8 @@ async fn sizes(
 /// The newest operations that the caller may see.
 #[utoipa::path(get, path = "/v1/operations", params(OperationsQuery), responses(
     (status = 200, body = OperationList),
-    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
 async fn operations(
     AxumState(engine): AxumState<Engine>,
     Extension(peer): Extension<Peer>,
@@ -409,7 +410,8 @@ async fn history(
 /// One operation.
 #[utoipa::path(get, path = "/v1/operations/{id}", params(("id" = String, Path)), responses(
     (status = 200, body = OperationView),
-    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json")))]
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
 async fn operation(
     AxumState(engine): AxumState<Engine>,
     Extension(peer): Extension<Peer>,

@@ -95,6 +95,8 @@ impl Db {
         if whole {
             let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
             if found != "ok" {
+                // SQLite's words come in lines.
+                let found = found.lines().collect::<Vec<_>>().join(" ");
                 return Err(StoreError::Unreadable(format!("it is damaged: {found}")));
             }
         }

@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -110,6 +111,8 @@ struct Shared {
     live: Mutex<HashMap<String, Recorded>>,
     /// Why nothing can be written now.
     trouble: Arc<Mutex<Option<String>>>,
+    /// Whether it was read: what isn't known to be the record is not read from either.
+    loaded: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -152,8 +155,8 @@ impl Store {
     }
 
     fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<String>>>) -> Self {
-        let shared = Shared { location, writer, reader: Mutex::default(), live: Mutex::default(), trouble };
-        Store { shared: Arc::new(shared) }
+        let (reader, live, loaded) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded }) }
     }
 
     /// Opens it and reads what an earlier life left behind. Nothing can be written before that has gone well; may be tried
@@ -162,6 +165,7 @@ impl Store {
         let (answer, loaded) = oneshot::channel();
         self.send(Work::Load { keys_since_ms, answer });
         let loaded = loaded.await.unwrap_or_else(|_| Err(gone()))?;
+        self.shared.loaded.store(true, Ordering::Release);
         let mut live = self.live();
         for operation in &loaded.unfinished {
             live.insert(operation.id.clone(), Recorded { operation: operation.clone(), reply: None });
@@ -271,6 +275,9 @@ impl Store {
         &self,
         job: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        if !self.shared.loaded.load(Ordering::Acquire) {
+            return Err(StoreError::Unreadable(self.trouble().unwrap_or_else(|| "it is being read".into())));
+        }
         let shared = Arc::clone(&self.shared);
         let job = move || {
             let mut reader = lock(&shared.reader);
@@ -432,6 +439,10 @@ impl Writer {
                     "it is gone; put it back, or remove {} to begin with an empty one",
                     state_dir.join(LOCK).display()
                 )));
+            }
+            // SQLite would take it for a new one, and remove the log beside it, which may hold what is missing.
+            if !self.may_be_new && self.location.path.metadata().is_ok_and(|found| found.len() == 0) {
+                return Err(StoreError::Unreadable("it is empty, and it wasn't before".into()));
             }
             make_private(&self.location.path)?;
         }
