@@ -403,13 +403,6 @@ impl<'a> Executor<'a> {
         let mut stuck: Vec<String> = left.filter_map(|record| record.error.clone()).collect();
         for index in (0..self.operation.steps.len()).rev() {
             let state = self.operation.steps[index].state;
-            if state == StepState::UndoFailed {
-                // An earlier walk was broken off after this.
-                let record = &self.operation.steps[index];
-                let why = record.error.as_deref().unwrap_or("its undo failed");
-                stuck.push(format!("{} was not taken back: {why}", record.step.what));
-                continue;
-            }
             let undoable =
                 matches!(state, StepState::Done | StepState::Pending | StepState::Failed | StepState::Undoing);
             if !undoable || Some(index) == untouched {

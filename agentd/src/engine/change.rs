@@ -78,7 +78,7 @@ impl Engine {
         let seen = self.find(&peer, &ask.target).await?;
         let reference = seen.reference.clone();
         if let Err(problem) = self.authorize(&peer, ask.right, &seen) {
-            self.record_refusal(&id, &peer, &ask, &seen, &problem, None);
+            self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
             return Err(problem.into());
         }
 
@@ -90,7 +90,7 @@ impl Engine {
         let queued = match Queued::enter(self.slot(&reference), &reference) {
             Ok(queued) => queued,
             Err(problem) => {
-                self.record_refusal(&id, &peer, &ask, &seen, &problem, None);
+                self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
                 return Err(problem.into());
             }
         };
@@ -105,7 +105,7 @@ impl Engine {
         let (plan, observed) = match self.plan_and_reserve(&peer, &ask, seen).await {
             Ok(planned) => planned,
             Err((problem, observed)) => {
-                self.record_refusal(&id, &peer, &ask, &observed, &problem, key);
+                self.record_refusal(&id, &peer, &ask, &observed, &problem, key).await;
                 return Err(problem.into());
             }
         };
@@ -313,8 +313,8 @@ impl Engine {
         OperationView::new(operation, observed, instance)
     }
 
-    /// A refusal is on record too, though it never ran. Nobody waits for that: nothing is lost that anybody was promised.
-    fn record_refusal(
+    /// A refusal is on record too, though it never ran. Where the disk doesn't take it, it is a refusal all the same.
+    async fn record_refusal(
         &self,
         id: &str,
         peer: &Peer,
@@ -341,7 +341,9 @@ impl Engine {
         let mut entries = vec![Entry::Operation(Box::new(operation), Some(reply)), told];
         // What may pass the next time is not remembered: trying again is the point.
         entries.extend(key.filter(|_| !matches!(problem.code.http(), 409 | 429 | 503)).map(Entry::Key));
-        self.store().write_later(entries);
+        if let Err(error) = self.store().commit_and_keep(entries).await {
+            tracing::error!(operation = id, %error, "a refusal could not be recorded yet");
+        }
     }
 
     fn log(&self, operation: &Operation) {
