@@ -191,7 +191,15 @@ impl Engine {
 
     async fn recorded_reply(&self, id: &str) -> Reply {
         match self.store().operation(id).await {
-            Ok(Some(Recorded { reply: Some(reply), .. })) => reply,
+            Ok(Some(Recorded { reply: Some(reply), unwritten: false, .. })) => reply,
+            // What is not on record yet is not told as if it were.
+            Ok(Some(Recorded { reply: Some(reply), .. })) => match self.store().commit(Vec::new()).await {
+                Ok(()) => reply,
+                Err(error) => {
+                    let detail = format!("the change has ended, and that could not be recorded yet: {error}");
+                    Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`; ask again").into())
+                }
+            },
             Ok(_) => Err(lost().into()),
             Err(error) => Err(unrecorded(&error).into()),
         }

@@ -240,7 +240,7 @@ impl Engine {
 
     /// As its caller was told at its end; as it stands before that.
     fn view_of(&self, recorded: Recorded) -> OperationView {
-        let Recorded { operation, reply } = recorded;
+        let Recorded { operation, reply, .. } = recorded;
         match reply {
             Some(Ok(view)) => view,
             Some(Err(Failure { operation: Some(view), .. })) => *view,

@@ -100,6 +100,11 @@ impl Db {
                 return Err(StoreError::Unreadable(format!("it is damaged: {found}")));
             }
         }
+        if whole {
+            // What an earlier life had in the log may be in the kernel's memory only, where a sync of it failed before it
+            // was killed. Copied into the file it is synced anew.
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        }
         Ok(Db { connection })
     }
 
@@ -176,7 +181,7 @@ impl Reader {
             .optional()?;
         let Some((body, reply)) = row else { return Ok(None) };
         let reply = reply.map(|reply| parse(&reply)).transpose()?;
-        Ok(Some(Recorded { operation: parse(&body)?, reply }))
+        Ok(Some(Recorded { operation: parse(&body)?, reply, unwritten: false }))
     }
 
     /// The newest operations first, those of one instance and of one caller where they are named.

@@ -72,7 +72,12 @@ pub struct Recorded {
     pub operation: Operation,
     /// What its caller was told at its end.
     pub reply: Option<Reply>,
+    /// Whether the disk has not taken that yet.
+    pub unwritten: bool,
 }
+
+/// Operations under way, and those that the disk has not taken yet: newer than what the file has.
+type Live = Arc<Mutex<HashMap<String, Recorded>>>;
 
 /// What is kept of an instance.
 #[derive(Debug, Clone)]
@@ -107,8 +112,7 @@ struct Shared {
     location: Location,
     writer: Access,
     reader: Mutex<Option<Reader>>,
-    /// Operations under way, and those that the disk has not taken yet: newer than what the file has.
-    live: Mutex<HashMap<String, Recorded>>,
+    live: Live,
     /// Why nothing can be written now.
     trouble: Arc<Mutex<Option<String>>>,
     /// Whether it was read: what isn't known to be the record is not read from either.
@@ -136,26 +140,28 @@ impl Store {
     pub fn new(state_dir: &Path) -> Self {
         let location = Location { path: state_dir.join("agentd.db"), vfs: None };
         let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
-        let writer = Writer::new(location.clone(), Some(state_dir.to_owned()), Arc::clone(&trouble));
+        let live = Live::default();
+        let writer = Writer::new(location.clone(), Some(state_dir.to_owned()), Arc::clone(&trouble), Arc::clone(&live));
         let (send, receive) = channel();
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&receive))
             .map_or_else(|error| tracing::error!(%error, "the record's thread can't be started"), drop);
-        Store::with(location, Access::Thread(Mutex::new(send)), trouble)
+        Store::with(location, Access::Thread(Mutex::new(send)), trouble, live)
     }
 
     /// A store without a thread, at a location of the caller's choice. `may_be_new` says whether it may be empty.
     #[cfg(any(test, feature = "fake"))]
     pub fn inline(location: Location, may_be_new: bool) -> Self {
         let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
-        let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble));
+        let live = Live::default();
+        let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble), Arc::clone(&live));
         writer.may_be_new = may_be_new;
-        Store::with(location, Access::Inline(Box::new(Mutex::new(writer))), trouble)
+        Store::with(location, Access::Inline(Box::new(Mutex::new(writer))), trouble, live)
     }
 
-    fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<String>>>) -> Self {
-        let (reader, live, loaded) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+    fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<String>>>, live: Live) -> Self {
+        let (reader, loaded) = (Mutex::default(), AtomicBool::new(false));
         Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded }) }
     }
 
@@ -168,7 +174,7 @@ impl Store {
         self.shared.loaded.store(true, Ordering::Release);
         let mut live = self.live();
         for operation in &loaded.unfinished {
-            live.insert(operation.id.clone(), Recorded { operation: operation.clone(), reply: None });
+            live.insert(operation.id.clone(), Recorded { operation: operation.clone(), reply: None, unwritten: false });
         }
         Ok(loaded)
     }
@@ -207,7 +213,8 @@ impl Store {
             if ended {
                 live.remove(&operation.id);
             } else {
-                let recorded = Recorded { operation: *operation, reply: reply.map(|reply| *reply) };
+                let (reply, unwritten) = (reply.map(|reply| *reply), written.is_err());
+                let recorded = Recorded { operation: *operation, reply, unwritten };
                 live.insert(recorded.operation.id.clone(), recorded);
             }
         }
@@ -336,10 +343,11 @@ struct Writer {
     seen: Option<(u64, u64)>,
     backlog: Vec<Entry>,
     trouble: Arc<Mutex<Option<String>>>,
+    live: Live,
 }
 
 impl Writer {
-    fn new(location: Location, state_dir: Option<PathBuf>, trouble: Arc<Mutex<Option<String>>>) -> Self {
+    fn new(location: Location, state_dir: Option<PathBuf>, trouble: Arc<Mutex<Option<String>>>, live: Live) -> Self {
         Writer {
             location,
             state_dir,
@@ -350,6 +358,7 @@ impl Writer {
             seen: None,
             backlog: Vec::new(),
             trouble,
+            live,
         }
     }
 
@@ -389,8 +398,9 @@ impl Writer {
             let written = unchanged(&self.location, &mut self.seen)
                 .and_then(|()| write(&mut self.db, self.loaded, &self.location, entries));
             self.tell(written.as_ref().err());
-            if written.is_ok() {
+            if written.is_ok() && !self.backlog.is_empty() {
                 self.backlog.clear();
+                lock(&self.live).retain(|_, recorded| recorded.operation.is_open());
             }
             for (entries, kept, answer) in commits {
                 if written.is_err() && kept {
