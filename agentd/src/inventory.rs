@@ -39,9 +39,14 @@ pub struct Known {
 
 impl Known {
     /// What the record keeps of it. That it is recovering is found out anew.
-    fn remembered(&self) -> Remembered {
+    fn remembered(&self, stamp: u64) -> Remembered {
         let holds = self.holds.iter().filter(|hold| hold.hold != HoldKind::Recovering);
-        Remembered { observed: self.observed.clone(), version: self.version.clone(), holds: holds.cloned().collect() }
+        Remembered {
+            stamp,
+            observed: self.observed.clone(),
+            version: self.version.clone(),
+            holds: holds.cloned().collect(),
+        }
     }
 }
 
@@ -106,7 +111,8 @@ impl Book {
     /// Takes what an earlier life of the daemon knew of an instance. It is charged from here on, whether or not its backend
     /// answers.
     pub fn restore(&mut self, remembered: Remembered, config: &Config) {
-        let Remembered { observed, version, holds } = remembered;
+        let Remembered { stamp, observed, version, holds } = remembered;
+        self.clock = self.clock.max(stamp);
         let reference = observed.reference.clone();
         let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
         self.ledger.observe(&reference, charge_of(&observed, config), &limits);
@@ -123,9 +129,14 @@ impl Book {
     /// What changed of the instances since this was last asked, for the record.
     pub fn take_unrecorded(&mut self) -> Vec<Entry> {
         let unrecorded = std::mem::take(&mut self.unrecorded);
+        if unrecorded.is_empty() {
+            return Vec::new();
+        }
+        // Who takes them earlier may be the later one to write them.
+        let Moment(stamp) = self.moment();
         let entry = |reference: Ref| match self.known.get(&reference) {
-            Some(known) => Entry::Instance(Box::new(known.remembered())),
-            None => Entry::Gone(reference),
+            Some(known) => Entry::Instance(Box::new(known.remembered(stamp))),
+            None => Entry::Gone(reference, stamp),
         };
         unrecorded.into_iter().map(entry).collect()
     }

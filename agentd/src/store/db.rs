@@ -46,8 +46,8 @@ pub enum Entry {
     Key(Key),
     /// What is known of an instance.
     Instance(Box<Remembered>),
-    /// An instance that is gone.
-    Gone(Ref),
+    /// An instance that is gone, and the stamp of that.
+    Gone(Ref, u64),
     /// Something for the history.
     History(Box<Told>),
 }
@@ -125,14 +125,15 @@ impl Db {
             Ok(rows.collect::<Result<_, _>>()?)
         };
         let open = rows("SELECT body FROM operations WHERE open = 1 ORDER BY id")?;
-        let mut statement = self.connection.prepare("SELECT version, holds, observed FROM instances")?;
-        let instances = statement
-            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?;
+        let mut statement = self.connection.prepare("SELECT stamp, version, holds, observed FROM instances")?;
+        let instances = statement.query_map([], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, String>(3)?))
+        })?;
         let mut remembered = Vec::new();
         for row in instances {
-            let (version, holds, observed) = row?;
+            let (stamp, version, holds, observed) = row?;
             let (holds, observed): (Vec<Hold>, Observed) = (parse(&holds)?, parse(&observed)?);
-            remembered.push(Remembered { observed, version, holds });
+            remembered.push(Remembered { stamp: stamp.unsigned_abs(), observed, version, holds });
         }
         let mut statement =
             self.connection.prepare("SELECT uid, key, request, operation, born_ms FROM keys WHERE born_ms >= ?1")?;
@@ -274,17 +275,24 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
         Entry::Instance(instance) => {
             transaction
                 .prepare_cached(
-                    "INSERT OR REPLACE INTO instances (reference, version, holds, observed) VALUES (?1, ?2, ?3, ?4)",
+                    "INSERT INTO instances (reference, stamp, version, holds, observed) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (reference) DO UPDATE SET
+                         stamp = excluded.stamp, version = excluded.version, holds = excluded.holds,
+                         observed = excluded.observed
+                     WHERE excluded.stamp > stamp",
                 )?
                 .execute(params![
                     instance.observed.reference.as_str(),
+                    signed(instance.stamp),
                     instance.version,
                     text(&instance.holds)?,
                     text(&instance.observed)?
                 ])?;
         }
-        Entry::Gone(reference) => {
-            transaction.prepare_cached("DELETE FROM instances WHERE reference = ?1")?.execute([reference.as_str()])?;
+        Entry::Gone(reference, stamp) => {
+            transaction
+                .prepare_cached("DELETE FROM instances WHERE reference = ?1 AND stamp < ?2")?
+                .execute(params![reference.as_str(), signed(*stamp)])?;
         }
         Entry::History(told) => {
             let Told { entry, at_ms, mark } = &**told;

@@ -82,6 +82,8 @@ type Live = Arc<Mutex<HashMap<String, Recorded>>>;
 /// What is kept of an instance.
 #[derive(Debug, Clone)]
 pub struct Remembered {
+    /// Grows with each change of what is known: of two the one with the higher stamp is the newer, whichever is written last.
+    pub stamp: u64,
     /// The last observation.
     pub observed: Observed,
     /// Its version.

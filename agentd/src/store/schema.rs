@@ -30,6 +30,7 @@ CREATE TABLE keys (
 ) WITHOUT ROWID;
 CREATE TABLE instances (
     reference   TEXT PRIMARY KEY,
+    stamp       INTEGER NOT NULL,           -- grows with what is known of it
     version     TEXT NOT NULL,
     holds       TEXT NOT NULL,              -- JSON
     observed    TEXT NOT NULL               -- the last observation: what was accepted, JSON

@@ -111,7 +111,7 @@ fn told_is_recorded(said: &[Said], by_id: &BTreeMap<&str, &Operation>) -> Result
                 // It was refused; where the disk failed just then, it may be on record, and have come to nothing.
                 None => match recorded {
                     None | Some(Outcome::Refused) => continue,
-                    Some(Outcome::RolledBack | Outcome::Abandoned)
+                    Some(Outcome::RolledBack | Outcome::Abandoned | Outcome::Unchanged)
                         if failure.problem.code == Code::StoreUnavailable =>
                     {
                         continue;
