@@ -201,7 +201,10 @@ impl Engine {
                 }
             },
             Ok(_) => Err(lost().into()),
-            Err(error) => Err(unrecorded(&error).into()),
+            Err(error) => {
+                let detail = format!("the change was taken on before, and what came of it can't be told now: {error}");
+                Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`; ask again").into())
+            }
         }
     }
 

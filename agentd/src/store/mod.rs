@@ -301,11 +301,15 @@ impl Store {
             }
             answer
         };
-        match self.shared.writer {
+        let answer = match self.shared.writer {
             Access::Thread(_) => tokio::task::spawn_blocking(job).await.unwrap_or_else(|_| Err(gone())),
             #[cfg(any(test, feature = "fake"))]
             Access::Inline(_) => job(),
-        }
+        };
+        answer.map_err(|error| match error {
+            StoreError::Unwritable(why) => StoreError::Unreadable(why),
+            error => error,
+        })
     }
 
     fn send(&self, work: Work) {

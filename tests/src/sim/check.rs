@@ -104,13 +104,24 @@ fn told_is_recorded(said: &[Said], by_id: &BTreeMap<&str, &Operation>) -> Result
         let told = match &said.reply {
             None => continue,
             Some(Ok(view)) => view.outcome,
-            // It was told that it is not on record yet.
-            Some(Err(failure)) if failure.problem.detail.contains("could not be recorded yet") => continue,
+            // It was told that it is not on record yet, or that the record can't be read.
+            Some(Err(failure))
+                if failure.problem.detail.contains("could not be recorded yet")
+                    || failure.problem.detail.contains("can't be told now") =>
+            {
+                continue;
+            }
             Some(Err(failure)) => match &failure.operation {
                 Some(view) => view.outcome,
                 // It was refused; where the disk failed just then, it may be on record, and have come to nothing.
                 None => match recorded {
                     None | Some(Outcome::Refused) => continue,
+                    // It was acknowledged, refused before it had a plan, and a crash came before that was on record.
+                    Some(Outcome::RolledBack)
+                        if by_id.get(said.id.as_str()).is_some_and(|operation| operation.steps.is_empty()) =>
+                    {
+                        continue;
+                    }
                     Some(Outcome::RolledBack | Outcome::Abandoned | Outcome::Unchanged)
                         if failure.problem.code == Code::StoreUnavailable =>
                     {
