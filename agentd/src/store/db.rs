@@ -88,9 +88,10 @@ impl Db {
         let create = if may_be_new { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
         let mut connection = connect(location, OpenFlags::SQLITE_OPEN_READ_WRITE | create)?;
         let version = schema::version(&connection, may_be_new)?;
-        // What is acknowledged is on the disk: FULL syncs the log at each commit.
+        // What is acknowledged is on the disk: FULL syncs the log at each commit. EXTRA is that, and syncs the folder when the
+        // journal of a store that is just being made is deleted: come back after a power cut it would undo the store.
+        connection.pragma_update(None, "synchronous", "EXTRA")?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
         schema::migrate(&mut connection, version)?;
         if whole {
             let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
