@@ -103,8 +103,10 @@ impl Db {
         }
         if whole {
             // What an earlier life had in the log may be in the kernel's memory only, where a sync of it failed before it
-            // was killed. Copied into the file it is synced anew.
+            // was killed. Copied into the file it is synced anew; and with a new beginning of the log on the disk, nothing
+            // of the old one counts any more.
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            schema::touch(&connection)?;
         }
         Ok(Db { connection })
     }
