@@ -60,15 +60,22 @@ fn settled(agentd: &Agentd) -> Result<Vec<Value>> {
     })
 }
 
-/// No operation is left open, and none ended otherwise than it may.
+/// How the operations ended, once none is open any more.
 fn ends(agentd: &Agentd) -> Result<BTreeMap<String, usize>> {
-    let mut ends = BTreeMap::new();
-    for operation in agentd.get("/v1/operations?limit=1000")?.json()["items"].as_array().into_iter().flatten() {
-        let outcome = operation["outcome"].as_str().context("an outcome")?;
-        ensure!(!matches!(outcome, "running" | "unknown"), "{operation}");
-        *ends.entry(outcome.to_owned()).or_default() += 1;
-    }
-    Ok(ends)
+    wait_until("every operation to have its end on record", LIMIT, || {
+        let mut ends = BTreeMap::new();
+        for operation in agentd.get("/v1/operations?limit=1000")?.json()["items"].as_array().into_iter().flatten() {
+            let outcome = operation["outcome"].as_str().context("an outcome")?;
+            ensure!(!matches!(outcome, "running" | "unknown"), "{operation}");
+            *ends.entry(outcome.to_owned()).or_default() += 1;
+        }
+        Ok(Some(ends))
+    })
+}
+
+/// The newest operation of an instance.
+fn last_of(agentd: &Agentd, reference: &str) -> Result<Value> {
+    Ok(agentd.get(&format!("/v1/operations?ref={reference}&limit=1"))?.json()["items"][0].clone())
 }
 
 fn is_held(instance: &Value) -> bool {
@@ -122,7 +129,11 @@ fn a_dockerd_killed_in_the_middle_of_changes_leaves_none_half_done() -> Result<(
                     observed == (Some(quota), Some(memory)) && told == [all(cpus), all(json!(memory))]
                 },
             );
-            ensure!(whole, "{reference} has {observed:?} after round {round}, {codes:?}: {instance}");
+            ensure!(
+                whole,
+                "{reference} has {observed:?} after round {round}, {codes:?}: {instance}, {}",
+                last_of(&agentd, reference)?
+            );
         }
         println!("killed after {after} changes: {codes:?}, {held} held, {:?}", ends(&agentd)?);
     }
