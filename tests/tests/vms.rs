@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
-use agentd_tests::lab::{Agentd, CtlOutput, Docker, Domain, Lab, Libvirt, vcpu_threads, wait_until};
-use anyhow::Result;
+use agentd_tests::lab::{Agentd, CtlOutput, Docker, Domain, Guest, Lab, Libvirt, vcpu_threads, wait_until};
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -264,33 +266,156 @@ fn a_vm_stops_by_acpi_or_says_that_it_does_not_and_starts_again() -> Result<()> 
     Ok(())
 }
 
+/// What is on record of an operation.
+fn recorded(agentd: &Agentd, operation: &Value) -> Result<Value> {
+    let id = operation.as_str().context("an operation")?;
+    Ok(agentd.get(&format!("/v1/operations/{id}"))?.json())
+}
+
+/// A guest whose QEMU answers nothing, until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(guest: &Guest) -> Result<Self> {
+        let pid = Pid::from_raw(guest.qemu_pid()?);
+        kill(pid, Signal::SIGSTOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Gone is fine, too.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// Waits until nothing holds a VM and what is told of it is what its QEMU has; gives its vCPUs.
+fn settled_vcpus(agentd: &Agentd, guest: &Guest) -> Result<usize> {
+    wait_until("the hold to end by itself", LIMIT, || {
+        let shown = show(agentd, guest.name())?;
+        let threads = vcpu_threads(guest.qemu_pid()?)?.len();
+        let settled = shown["holds"] == json!([]) && shown["state"] == "running";
+        Ok((settled && shown["cpus"]["observed"] == threads).then_some(threads))
+    })
+}
+
 #[test]
 fn a_qemu_that_hangs_holds_up_its_own_vm_only_until_the_truth_is_seen() -> Result<()> {
     let lab = Lab::new()?;
     let libvirt = Libvirt::start(&lab)?;
+    let docker = Docker::start(&lab)?;
+    docker.run("db", &["--cpus", "0.5", "-m", "64m"])?;
     let hung = Domain::new("hung").vcpus(1, 4).define_and_start(&libvirt)?;
     let other = Domain::new("other").vcpus(1, 4).define_and_start(&libvirt)?;
-    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
-    assert_eq!(code(&agentd.ctl(&["show", "hung"])), 0);
-    let pid = nix::unistd::Pid::from_raw(hung.qemu_pid()?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
-    let output = agentd.ctl(&["resize", "vm/hung", "--cpus", "2", "--live-only"]);
-    let others = agentd.ctl(&["resize", "vm/other", "--cpus", "2"]);
-    let held = agentd.ctl(&["resize", "vm/hung", "--cpus", "3", "--live-only"]);
-    let committed = agentd.get("/v1/capacity")?.json()["cpus"]["committed"].clone();
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
-    assert_eq!(code(&output), 7, "{output:?}");
-    assert!(output.stderr.contains("backend-timeout"), "{output:?}");
-    assert_eq!(code(&others), 0, "{others:?}");
-    assert_ne!(code(&held), 0, "{held:?}");
-    assert_eq!(committed, 4, "what may still come about stays charged");
-    // Once QEMU answers again libvirt's call ends, one way or the other; the hold ends with it.
-    wait_until("the hold to end by itself", LIMIT, || {
-        let shown = show(&agentd, "hung")?;
-        let settled = shown["holds"] == json!([]) && shown["state"] == "running";
-        Ok((settled && shown["cpus"]["observed"] == vcpu_threads(hung.qemu_pid()?)?.len()).then_some(()))
+    let config = format!("{}[docker]\nsocket = \"{}\"\n", config(&libvirt), docker.socket().display());
+    let agentd = Agentd::with_config(&config).inside(&lab).start()?;
+    let resize = |name: &str, cpus: u32| -> Result<(u16, Value)> {
+        let path = format!("/v1/instances/vm/{name}/resize");
+        let reply = agentd.post(&path, &json!({"cpus": cpus, "apply": "live"}))?;
+        Ok((reply.status, reply.json()))
+    };
+    assert_eq!(code(&agentd.ctl(&["show", "vm/hung"])), 0);
+    let stopped = Stopped::new(&hung)?;
+    let (status, problem) = std::thread::scope(|scope| -> Result<_> {
+        let hanging = scope.spawn(|| resize("hung", 2));
+        wait_until("the change on record", LIMIT, || {
+            let open = agentd.get("/v1/operations?ref=vm/hung")?.json();
+            Ok((open["items"][0]["outcome"] == "running").then_some(()))
+        })?;
+        // Others go on meanwhile.
+        assert_eq!(resize("other", 2)?.0, 200);
+        assert_eq!(code(&agentd.ctl(&["resize", "container/db", "--cpus", "1"])), 0);
+        assert!(!hanging.is_finished(), "the call hangs all the while");
+        hanging.join().expect("a request")
     })?;
-    let threads = vcpu_threads(hung.qemu_pid()?)?.len() + vcpu_threads(other.qemu_pid()?)?.len();
-    assert_eq!(agentd.get("/v1/capacity")?.json()["cpus"]["committed"], threads);
+    assert_eq!((status, &problem["code"], &problem["outcome"]), (504, &json!("backend-timeout"), &json!("unknown")));
+    assert_eq!(recorded(&agentd, &problem["operation"])?["outcome"], "unknown");
+    let shown = show(&agentd, "hung")?;
+    assert_eq!(shown["holds"][0]["hold"], "recovering", "{shown}");
+    assert_eq!(resize("other", 3)?.0, 200);
+    assert_eq!(resize("hung", 3)?.1["code"], "held");
+    let committed = agentd.get("/v1/capacity")?.json()["cpus"]["committed"].clone();
+    assert_eq!(
+        committed, 6,
+        "2 of the one, 3 of the other, 1 of the container: what may still come about stays charged"
+    );
+    drop(stopped);
+
+    // Once QEMU answers again libvirt's call ends, one way or the other; the hold ends with it, and the record says how.
+    let vcpus = settled_vcpus(&agentd, &hung)?;
+    let on_record = recorded(&agentd, &problem["operation"])?;
+    println!("the hanging hot-add ended as {} with {vcpus} vCPUs", on_record["outcome"]);
+    let expected = if vcpus == 2 { "changed" } else { "rolled-back" };
+    assert_eq!(on_record["outcome"], expected, "{on_record}");
+    assert_eq!(
+        agentd.get("/v1/capacity")?.json()["cpus"]["committed"],
+        vcpus + vcpu_threads(other.qemu_pid()?)?.len() + 1
+    );
+    assert_eq!(resize("hung", 3)?.0, 200, "it is as any other");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_killed_while_a_qemu_hangs_takes_the_change_up_again_and_ends_it_whole() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("hung").vcpus(1, 8).memory(400, 512).define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    guest.wait_for("one CPU", LIMIT, |stat| stat.nproc == 1)?;
+    assert_eq!(show(&agentd, "hung")?["cpus"]["observed"], 1);
+    // Killed as the call begins, and after it was given up. The saved definition is changed by then; of both the balloon goes
+    // first, and hangs.
+    for (given_up, body) in [(false, json!({"cpus": "+1"})), (true, json!({"cpus": "+1", "memory": "450MiB"}))] {
+        let first = show(&agentd, "hung")?;
+        let stopped = Stopped::new(&guest)?;
+        let headers = [("Content-Type", "application/json"), ("Prefer", "wait=0")];
+        let path = "/v1/instances/vm/hung/resize";
+        let reply = agentd.http("POST", path, &headers, body.to_string().as_bytes())?;
+        assert_eq!(reply.status, 202, "{}", reply.text());
+        let operation = reply.json()["operation"].clone();
+        wait_until("the call that hangs", LIMIT, || {
+            let recorded = recorded(&agentd, &operation)?;
+            let begun =
+                recorded["steps"].as_array().is_some_and(|steps| steps.iter().any(|step| step["state"] == "doing"));
+            Ok((begun && (!given_up || recorded["outcome"] == "unknown")).then_some(()))
+        })?;
+        agentd.kill()?;
+        agentd.start_again()?;
+        let shown = show(&agentd, "hung")?;
+        assert_eq!(shown["holds"][0]["hold"], "recovering", "{shown}");
+        assert_eq!(agentd.post(path, &json!({"cpu_limit": 1}))?.json()["code"], "held");
+        drop(stopped);
+
+        let vcpus = settled_vcpus(&agentd, &guest)?;
+        let ended = wait_until("the end of the change on record", LIMIT, || {
+            let ended = recorded(&agentd, &operation)?;
+            Ok((ended["outcome"] != "running" && ended["outcome"] != "unknown").then_some(ended))
+        })?;
+        let last = show(&agentd, "hung")?;
+        println!("{body}, given up {given_up}: {} with {vcpus} vCPUs", ended["outcome"]);
+        let sizes = |instance: &Value| {
+            ["cpus", "memory"].map(|field| ["accepted", "persistent"].map(|side| instance[field][side].clone()))
+        };
+        match ended["outcome"].as_str() {
+            Some("rolled-back") => assert_eq!(sizes(&last), sizes(&first), "wholly as before"),
+            Some("changed" | "pending") => {
+                for change in ended["changes"].as_array().into_iter().flatten() {
+                    let field = &last[change["field"].as_str().unwrap_or_default()];
+                    assert_eq!(
+                        (&field["accepted"], &field["persistent"]),
+                        (&change["requested"], &change["requested"]),
+                        "{last}"
+                    );
+                }
+            }
+            _ => panic!("{ended}"),
+        }
+        assert_eq!(last["holds"], json!([]));
+        assert_eq!(last["committed"]["cpus"], vcpus);
+        // Nothing of it comes about later, on top of the next change.
+        let next = agentd.post(path, &json!({"cpus": vcpus + 1}))?;
+        assert_eq!((next.status, vcpu_threads(guest.qemu_pid()?)?.len()), (200, vcpus + 1), "{}", next.text());
+    }
     Ok(())
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Problem};
 use crate::instance::{Observed, Ref, State};
 use crate::ledger::Charge;
-use crate::plan::{Plan, Reached, Standing, Step, Targets, Verb, reached};
+use crate::plan::{Plan, Reached, Settle, Standing, Step, Targets, Verb, reached};
 
 /// Where a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,12 +307,14 @@ impl Operation {
                 match reached(&record.step.action, observed) {
                     Reached::Yes => Some(StepState::Done),
                     _ if left => (record.state == StepState::Doing).then_some(StepState::Failed),
-                    Reached::NotYet(_) => Some(StepState::Pending),
-                    Reached::No(_) if record.step.undo.is_none() => {
+                    // Only what waits for something moves on by itself: an engine that kept a value and ended before what
+                    // runs had it never gives it that.
+                    Reached::NotYet(_) if record.step.settle != Settle::AtOnce => Some(StepState::Pending),
+                    _ if record.step.undo.is_none() => {
                         finish = true;
                         None
                     }
-                    Reached::No(_) => Some(StepState::Failed),
+                    _ => Some(StepState::Failed),
                 }
             };
             if went.is_some() && record.state == StepState::Planned {
@@ -355,7 +357,7 @@ mod tests {
     use super::{Course, Operation, Outcome, Who};
     use crate::instance::Observed;
     use crate::plan::Scope;
-    use crate::plan::tests::{plan, vm};
+    use crate::plan::tests::{container, plan, vm};
 
     use super::StepState::{self, Doing, Done, Failed, Pending, Planned, Skipped, UndoFailed, Undoing, Undone};
 
@@ -481,6 +483,26 @@ mod tests {
         }
         let seen = after(&observed, &operation, 2);
         assert_eq!(operation.resume(&seen), Ok(Course::Finish));
+    }
+
+    #[test]
+    fn what_an_engine_kept_and_never_gave_to_what_runs_is_taken_back() {
+        let observed = container();
+        let plan = plan(&observed, "", serde_json::json!({"cpus": 1})).unwrap();
+        let who = Who { uid: 0, gid: 0, pid: 1, command: "test".into() };
+        let mut operation = Operation::new("1".into(), who, plan, 0);
+        operation.advance(0, Doing).unwrap();
+        operation.outcome = Outcome::Unknown;
+        let mut seen = observed.clone();
+        let asked = operation.targets.cpus.map(|aim| aim.requested);
+        (seen.cpus.accepted, seen.cpus.persistent) = (asked, asked);
+        assert_ne!(seen.cpus.observed, asked);
+        assert_eq!(operation.resume(&seen), Ok(Course::TakeBack { rebooted: false }));
+        assert_eq!(operation.steps[0].state, Failed);
+        seen.cpus.observed = asked;
+        let mut whole = operation.clone();
+        whole.steps[0].state = Doing;
+        assert_eq!(whole.resume(&seen), Ok(Course::Done));
     }
 
     #[test]

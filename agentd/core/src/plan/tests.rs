@@ -49,7 +49,7 @@ pub(crate) fn vm() -> Observed {
 }
 
 /// A running container: 0.5 CPUs, 64 MiB, 10 MiB in use.
-pub(super) fn container() -> Observed {
+pub(crate) fn container() -> Observed {
     let cpus = Limit::At(Cpus::from_millis(500));
     Observed {
         reference: Ref::new(Kind::Container, "db").unwrap(),
