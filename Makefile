@@ -18,7 +18,7 @@ CARGO_DENY_VERSION = 0.20.2
 PREFIX = /usr
 DESTDIR =
 
-.PHONY: help setup build release check test demo bench deny deb rpm install clean
+.PHONY: help setup build release check test soak bugs demo bench deny deb rpm install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,20 @@ test: ## Everything, on real engines
 	packaging/setup.sh test
 	cargo build --workspace --features agentd/fake
 	cargo test --workspace --features agentd/fake -- --test-threads=1
+
+# The simulation frees and takes much memory at once; left to itself the allocator gives it back to the kernel each time.
+soak: export MALLOC_TRIM_THRESHOLD_ = 268435456
+soak: export MALLOC_MMAP_THRESHOLD_ = 268435456
+soak: export MALLOC_TOP_PAD_ = 67108864
+soak: ## 1,000,000 simulated schedules and 10,000 kills: about an hour on two processors
+	packaging/setup.sh test
+	cargo build --workspace --features agentd/fake
+	cargo build --profile soak -p agentd-tests --bin soak
+	$(TARGET)/soak/soak schedules --count 1000000
+	cargo run -p agentd-tests --bin soak -- kills --count 10000
+
+bugs: setup ## Plants known defects one at a time; the simulation must find each
+	PLANT_TARGET=$(abspath $(TARGET))/bugs tests/bugs/plant.sh
 
 demo: ## The tour, in about a minute once built: nothing of the machine is changed
 	packaging/demo.sh
