@@ -25,6 +25,8 @@ pub struct Moment(u64);
 pub struct Known {
     /// The latest observation.
     pub observed: Observed,
+    /// The latest one that could be read, where that is another one.
+    readable: Option<Box<Observed>>,
     /// Changes with identity, boot, state, accepted, persistent and holds; never used twice.
     pub version: String,
     /// What blocks its changes.
@@ -38,6 +40,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// The latest observation that told something.
+    fn last_readable(&self) -> &Observed {
+        self.readable.as_deref().unwrap_or(&self.observed)
+    }
+
     /// What the record keeps of it. That it is recovering is found out anew.
     fn remembered(&self, stamp: u64) -> Remembered {
         let holds = self.holds.iter().filter(|hold| hold.hold != HoldKind::Recovering);
@@ -116,7 +123,7 @@ impl Book {
         let reference = observed.reference.clone();
         let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
         self.ledger.observe(&reference, charge_of(&observed, config), &limits);
-        let known = Known { observed, version, holds, seen: Moment(0), busy: false, unseen: false };
+        let known = Known { observed, readable: None, version, holds, seen: Moment(0), busy: false, unseen: false };
         self.known.insert(reference, known);
     }
 
@@ -156,9 +163,12 @@ impl Book {
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed) || old.holds != holds);
         // Of one whose last change has an end that nobody knows, nobody knows either what moved by itself.
         let moves = match old {
-            Some(old) if !own && !unseen && !self.is_recovering(&reference) => drift(&old.observed, &observed),
+            Some(old) if !own && !unseen && !self.is_recovering(&reference) => drift(old.last_readable(), &observed),
             _ => Vec::new(),
         };
+        let readable = old
+            .filter(|old| observed.state == State::Unknown && !replaced && old.last_readable().state != State::Unknown)
+            .map(|old| Box::new(old.last_readable().clone()));
         let remembered = old.is_some_and(|old| !changed && old.observed.native == observed.native);
         let version = match old {
             Some(old) if !changed => old.version.clone(),
@@ -174,7 +184,7 @@ impl Book {
             self.ledger.release(&reference, charge);
         }
         let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
-        self.known.insert(reference, Known { observed, version, holds, seen: begun, busy, unseen: false });
+        self.known.insert(reference, Known { observed, readable, version, holds, seen: begun, busy, unseen: false });
         drift
     }
 

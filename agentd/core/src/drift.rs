@@ -27,7 +27,16 @@ pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
     let same_run = before.boot.is_some() && same_boot(before.boot.as_deref(), after.boot.as_deref());
     let told = |saved: bool, known: bool| known && (saved || same_run);
     let mut moves = moves(before, after);
+    // A guest that has just started gives back, in its own time, what it was booted with beyond what is saved.
+    let at = |value: Option<Limit<_>>| value.and_then(Limit::at);
+    let settles = before.reference.kind() == crate::instance::Kind::Vm
+        && at(before.memory.accepted).is_some_and(|was| Some(was) >= before.memory.ceiling)
+        && match (at(after.memory.accepted), at(after.memory.persistent)) {
+            (Some(now), Some(saved)) => now >= saved && at(before.memory.accepted) > Some(now),
+            _ => false,
+        };
     moves.retain(|moved| match moved {
+        Move::Memory(m) if !m.saved && settles => false,
         Move::Cpus(m) | Move::CpuLimit(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
         Move::Memory(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
     });
@@ -85,6 +94,20 @@ mod tests {
         let memory = MoveOf { saved: true, before: before.memory.persistent, after: after.memory.persistent };
         assert_eq!(drift(&before, &after), [Move::Cpus(cpus), Move::Memory(memory)]);
         assert!(drift(&before, &before).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_gives_back_what_it_was_booted_with_is_not_drift() {
+        let mut before = vm();
+        before.memory.accepted = before.memory.ceiling.map(Limit::At);
+        let mut after = vm();
+        for now in [1500, 1024] {
+            after.memory.accepted = Some(Limit::At(ByteCount::mib(now)));
+            assert!(drift(&before, &after).is_empty(), "{now}");
+        }
+        after.memory.accepted = Some(Limit::At(ByteCount::mib(700)));
+        assert_eq!(drift(&before, &after).len(), 1, "less than is saved");
+        assert_eq!(drift(&vm(), &before).len(), 1, "and more");
     }
 
     #[test]

@@ -310,7 +310,7 @@ impl Operation {
                     // Only what waits for something moves on by itself: an engine that kept a value and ended before what
                     // runs had it never gives it that.
                     Reached::NotYet(_) if record.step.settle != Settle::AtOnce => Some(StepState::Pending),
-                    _ if record.step.undo.is_none() => {
+                    _ if record.step.undo.is_none() && self.targets.are_ours(observed) => {
                         finish = true;
                         None
                     }

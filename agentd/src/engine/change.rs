@@ -116,7 +116,7 @@ impl Engine {
             let reply = Ok(self.view(&operation, Some(&observed)));
             let mut entries = self.end_of(&operation, &reply, Some(&observed));
             entries.extend(key.map(Entry::Key));
-            self.store().commit(entries).await.map_err(|error| unrecorded(&error))?;
+            self.store().commit_and_keep(entries).await.map_err(|error| unrecorded(&error))?;
             return reply;
         }
         // What is known of the instance goes first: a recovery needs it.
@@ -160,6 +160,12 @@ impl Engine {
             let mut book = self.book();
             let seen = observed.clone().map(|observed| (observed, begun));
             book.end(&reference, seen, &self.settings().config, !operation.is_open());
+            if !operation.is_open() && !self.store().has_open(&reference, &operation.id) {
+                // A stop passes a hold of an unknown outcome, and may be the last to end.
+                if book.lift(&reference, HoldKind::Recovering) {
+                    book.end(&reference, None, &self.settings().config, true);
+                }
+            }
             if gone && !operation.is_open() {
                 book.drop_gone(&reference);
             }
@@ -340,7 +346,11 @@ impl Engine {
         let told = told(&operation, None);
         let mut entries = vec![Entry::Operation(Box::new(operation), Some(reply)), told];
         // What may pass the next time is not remembered: trying again is the point.
-        entries.extend(key.filter(|_| !matches!(problem.code.http(), 409 | 429 | 503)).map(Entry::Key));
+        if matches!(problem.code.http(), 409 | 429 | 503 | 504) {
+            entries.push(Entry::ForgetKey(id.to_owned()));
+        } else {
+            entries.extend(key.map(Entry::Key));
+        }
         if let Err(error) = self.store().commit_and_keep(entries).await {
             tracing::error!(operation = id, %error, "a refusal could not be recorded yet");
         }

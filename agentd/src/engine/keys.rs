@@ -24,7 +24,7 @@ use crate::store::{Entry, Key, Recorded, Reply};
 /// How long a key is kept.
 pub(super) const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How many keys are kept of one caller; over that, its oldest go, and nobody else's.
-const MOST: usize = 4096;
+const MOST: usize = 32_768;
 
 /// A change that was taken on.
 #[derive(Debug, Clone)]
@@ -254,7 +254,7 @@ impl Engine {
             let change = AssertUnwindSafe(engine.change(operation.clone(), peer, ask, key)).catch_unwind();
             let reply = change.await.unwrap_or_else(|_| Err(lost().into()));
             let forgotten = matches!(&reply, Err(failure) if failure.operation.is_none()
-                && matches!(failure.problem.code.http(), 409 | 429 | 503));
+                && matches!(failure.problem.code.http(), 409 | 429 | 503 | 504));
             let gate = gate.lock().await;
             engine.end_unplanned(&operation, &asker, &asked, &reply).await;
             if let (Some(place), true) = (&place, forgotten) {
@@ -282,6 +282,9 @@ impl Engine {
         let mut operation = unplanned(id, peer, ask, reference);
         operation.fail(Outcome::Refused, &failure.problem);
         self.record_end(&operation, reply, None).await;
+        if matches!(failure.problem.code.http(), 409 | 429 | 503 | 504) {
+            self.store().write_later(vec![Entry::ForgetKey(id.to_owned())]);
+        }
     }
 }
 

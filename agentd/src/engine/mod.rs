@@ -100,8 +100,8 @@ struct Inner {
     restored: AtomicBool,
     ids: Mutex<ulid::Generator>,
     slots: Mutex<HashMap<Ref, Arc<Slot>>>,
-    /// When drift of an instance was put back last.
-    repaired: Mutex<HashMap<Ref, Instant>>,
+    /// Drift that is to be put back, and what was put back a moment ago.
+    repairs: Mutex<HashMap<Ref, watch::Repair>>,
     keys: keys::Keys,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
     under_way: channel::Sender<HashMap<String, OperationView>>,
@@ -129,7 +129,7 @@ impl Engine {
                 restored: AtomicBool::new(false),
                 ids: Mutex::new(ulid::Generator::new()),
                 slots: Mutex::default(),
-                repaired: Mutex::default(),
+                repairs: Mutex::default(),
                 keys: keys::Keys::default(),
                 under_way: channel::Sender::default(),
             }),

@@ -92,6 +92,9 @@ impl Engine {
         let observed = self.find(peer, target).await?;
         self.authorize(peer, Right::Admin, &observed)?;
         let reference = &observed.reference;
+        // What else waits for the record goes on its own: it must not be lost where this is refused.
+        let waiting = self.book().take_unrecorded();
+        self.store().write_later(waiting);
         let (lifted, reason, version, known) = {
             let mut book = self.book();
             let holds = book.get(reference).map(|known| known.holds.clone()).unwrap_or_default();
@@ -274,6 +277,9 @@ impl Engine {
             let labels = self.labels(&entry.reference);
             let admin = access.decide(&peer.caller, Right::Admin, Some((&entry.reference, &labels)));
             let own = entry.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
+            // A refusal names what the caller may not even know of.
+            let refused = entry.happening == Happening::Refusal;
+            let own = own && (!refused || access.can_see(&peer.caller, &entry.reference, &labels));
             matches!(admin, Decision::Allowed { .. }) || own
         };
         Ok(HistoryList { items: items.into_iter().filter(seen).collect(), next })

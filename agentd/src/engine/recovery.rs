@@ -90,11 +90,9 @@ impl Engine {
     fn recover_in_order(&self, operations: Vec<Operation>, replies: Vec<Option<watch::Sender<Option<Reply>>>>) {
         let engine = self.clone();
         tokio::spawn(async move {
-            let mut left = operations.len();
             for (operation, waiting) in operations.into_iter().zip(replies) {
-                left -= 1;
                 let id = operation.id.clone();
-                let reply = engine.recover_one(operation, left == 0).await;
+                let reply = engine.recover_one(operation).await;
                 if let Some(waiting) = waiting {
                     // Nobody may be waiting any more.
                     let _ = waiting.send(Some(reply));
@@ -104,7 +102,7 @@ impl Engine {
         });
     }
 
-    async fn recover_one(&self, mut operation: Operation, last: bool) -> Reply {
+    async fn recover_one(&self, mut operation: Operation) -> Reply {
         let reference = operation.reference.clone();
         let backend = match self.backend(reference.kind()) {
             Ok(backend) => backend,
@@ -151,7 +149,7 @@ impl Engine {
             };
             {
                 let mut book = self.book();
-                if last {
+                if !self.store().has_open(&reference, &operation.id) {
                     book.lift(&reference, HoldKind::Recovering);
                 }
                 match &observed {

@@ -2,6 +2,7 @@
 //! then. What was changed behind the daemon's back is drift: it is told, and put back where the config says so.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use agentd_core::access::{Caller, Right};
@@ -30,6 +31,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 const RECORDING: Duration = Duration::from_secs(1);
 /// How often what is too old is removed from the record.
 const PRUNING: Duration = Duration::from_secs(3600);
+/// How long what moves may take to come to rest before it is put back.
+const AT_REST: Duration = Duration::from_secs(1);
 /// How long a value that was put back is left alone: two who put back each other's values should not keep the host busy.
 const REPAIR_PAUSE: Duration = Duration::from_secs(10);
 /// How long a repair waits for a guest.
@@ -79,13 +82,13 @@ impl Engine {
     }
 
     async fn keep_record(&self) {
-        let mut pruned = tokio::time::Instant::now();
+        let mut prune_at = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             sleep(RECORDING).await;
             let unrecorded = self.book().take_unrecorded();
             self.store().write_later(unrecorded);
-            if pruned.elapsed() >= PRUNING {
-                pruned = tokio::time::Instant::now();
+            if tokio::time::Instant::now() >= prune_at {
+                prune_at = tokio::time::Instant::now() + PRUNING;
                 let retention = self.settings().config.server.history_retention;
                 self.store()
                     .prune(now_ms().saturating_sub(millis(retention)), now_ms().saturating_sub(millis(keys::KEPT)));
@@ -149,7 +152,7 @@ impl Engine {
             let (reference, labels) = (observed.reference.clone(), &observed.labels);
             let repair = self.settings().config.rules_for(reference.as_str(), labels).repair_drift;
             tracing::warn!(instance = %reference, ?moves, repair, "changed behind agentd's back");
-            let detail = if repair { "it is put back ([[limit]] repair_drift)" } else { "it is left as it is" };
+            let detail = if repair { "it is to be put back ([[limit]] repair_drift)" } else { "it is left as it is" };
             let entry = HistoryEntry {
                 seq: 0,
                 at: String::new(),
@@ -168,22 +171,48 @@ impl Engine {
             entries.push(Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark })));
             self.store().write_later(entries);
             if repair {
-                let engine = self.clone();
-                tokio::spawn(async move { engine.repair(&observed, version, &moves).await });
+                self.repair_soon(observed, version, moves);
             }
         }
     }
 
+    /// Puts back what moved once it has come to rest. What moves in several goes, a guest's balloon say, is put back to where
+    /// it was before the first.
+    fn repair_soon(&self, observed: Observed, version: String, moves: Vec<Move>) {
+        let mut repairs = self.inner.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        repairs.retain(|_, repair| repair.waits || repair.at.elapsed() < REPAIR_PAUSE);
+        let reference = observed.reference.clone();
+        let known = repairs.get_mut(&reference);
+        if let Some(repair) = known.filter(|repair| repair.waits) {
+            let side = |moved: &Move| (std::mem::discriminant(moved), is_saved(moved));
+            let new = moves.into_iter().filter(|new| repair.moves.iter().all(|old| side(old) != side(new)));
+            let new: Vec<Move> = new.collect();
+            repair.moves.extend(new);
+            (repair.version, repair.observed) = (version, observed);
+            return;
+        }
+        let pause =
+            repairs.get(&reference).map_or(Duration::ZERO, |last| REPAIR_PAUSE.saturating_sub(last.at.elapsed()));
+        let at = tokio::time::Instant::now();
+        repairs.insert(reference.clone(), Repair { observed, version, moves, at, waits: true });
+        let engine = self.clone();
+        tokio::spawn(async move {
+            sleep(AT_REST.max(pause)).await;
+            let repair = {
+                let mut repairs = engine.inner.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+                repairs.get_mut(&reference).map(|repair| {
+                    (repair.waits, repair.at) = (false, tokio::time::Instant::now());
+                    repair.clone()
+                })
+            };
+            if let Some(Repair { observed, version, moves, .. }) = repair {
+                engine.repair(&observed, version, &moves).await;
+            }
+        });
+    }
+
     async fn repair(&self, observed: &Observed, version: String, moves: &[Move]) {
         let reference = &observed.reference;
-        let wait = {
-            let mut repaired = self.inner.repaired.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            repaired.retain(|_, at| at.elapsed() < REPAIR_PAUSE);
-            let wait = repaired.get(reference).map(|at| REPAIR_PAUSE.saturating_sub(at.elapsed()));
-            repaired.insert(reference.clone(), tokio::time::Instant::now() + wait.unwrap_or_default());
-            wait.unwrap_or_default()
-        };
-        sleep(wait).await;
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let peer = Peer {
             caller: Caller { uid, gid, groups: Vec::new() },
@@ -207,10 +236,31 @@ impl Engine {
                 Ok(submitted) => submitted,
                 Err(problem) => return tracing::warn!(instance = %reference, %problem, "drift was not put back"),
             };
-            if let Err(failure) = self.reply(submitted).await {
-                return tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
+            match self.reply(submitted).await {
+                // And who changes it between the two sides isn't either.
+                Ok(view) => if_version = view.instance.map(|instance| instance.version),
+                Err(failure) => {
+                    return tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
+                }
             }
         }
+    }
+}
+
+/// Drift that is to be put back, or was a moment ago.
+#[derive(Debug, Clone)]
+pub(super) struct Repair {
+    observed: Observed,
+    version: String,
+    moves: Vec<Move>,
+    at: tokio::time::Instant,
+    waits: bool,
+}
+
+fn is_saved(moved: &Move) -> bool {
+    match moved {
+        Move::Cpus(moved) | Move::CpuLimit(moved) => moved.saved,
+        Move::Memory(moved) => moved.saved,
     }
 }
 

@@ -44,6 +44,8 @@ pub enum Entry {
     Queued(Box<Operation>),
     /// A key that was used.
     Key(Key),
+    /// The key of this operation was used for nothing.
+    ForgetKey(String),
     /// What is known of an instance.
     Instance(Box<Remembered>),
     /// An instance that is gone, and the stamp of that.
@@ -158,9 +160,12 @@ impl Db {
     pub(super) fn prune(&mut self, history_before_ms: u64, keys_before_ms: u64) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         let (history, keys) = (signed(history_before_ms), signed(keys_before_ms));
-        transaction.execute("DELETE FROM operations WHERE open = 0 AND started_ms < ?1", [history])?;
-        transaction.execute("DELETE FROM history WHERE at_ms < ?1", [history])?;
         transaction.execute("DELETE FROM keys WHERE born_ms < ?1", [keys])?;
+        transaction.execute(
+            "DELETE FROM operations WHERE open = 0 AND started_ms < ?1 AND id NOT IN (SELECT operation FROM keys)",
+            [history],
+        )?;
+        transaction.execute("DELETE FROM history WHERE at_ms < ?1", [history])?;
         Ok(transaction.commit()?)
     }
 }
@@ -274,6 +279,9 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
                     "INSERT OR REPLACE INTO keys (uid, key, request, operation, born_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
                 )?
                 .execute(params![key.uid, key.key, key.request, key.operation, signed(key.born_ms)])?;
+        }
+        Entry::ForgetKey(operation) => {
+            transaction.prepare_cached("DELETE FROM keys WHERE operation = ?1")?.execute([operation])?;
         }
         Entry::Instance(instance) => {
             transaction

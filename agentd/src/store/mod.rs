@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::{HistoryEntry, Hold, OperationView};
-use agentd_core::instance::Observed;
+use agentd_core::instance::{Observed, Ref};
 use agentd_core::operation::Operation;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::oneshot;
@@ -231,6 +231,14 @@ impl Store {
         }
     }
 
+    /// Whether another operation of an instance has no end yet.
+    pub fn has_open(&self, reference: &Ref, but: &str) -> bool {
+        self.live()
+            .values()
+            .map(|recorded| &recorded.operation)
+            .any(|operation| operation.reference == *reference && operation.id != but && operation.is_open())
+    }
+
     /// An operation by its id.
     pub async fn operation(&self, id: &str) -> Result<Option<Recorded>, StoreError> {
         let live = self.live().get(id).cloned();
@@ -370,7 +378,8 @@ impl Writer {
 
     fn run(mut self, work: &Receiver<Work>) {
         loop {
-            let first = if self.backlog.is_empty() {
+            let well = lock(&self.trouble).is_none() || !self.loaded;
+            let first = if self.backlog.is_empty() && well {
                 work.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 work.recv_timeout(RETRY)
@@ -399,11 +408,15 @@ impl Writer {
                 Work::Prune { history_before_ms, keys_before_ms } => prunes.push((history_before_ms, keys_before_ms)),
             }
         }
-        if !commits.is_empty() || !self.backlog.is_empty() {
+        // One in trouble is tried with nothing, to hear when it is out of it.
+        let in_trouble = self.loaded && lock(&self.trouble).is_some();
+        if !commits.is_empty() || !self.backlog.is_empty() || in_trouble {
             let entries = self.backlog.iter().chain(commits.iter().flat_map(|(entries, ..)| entries));
             let written = unchanged(&self.location, &mut self.seen)
                 .and_then(|()| write(&mut self.db, self.loaded, &self.location, entries));
-            self.tell(written.as_ref().err());
+            if self.loaded {
+                self.tell(written.as_ref().err());
+            }
             if written.is_ok() && !self.backlog.is_empty() {
                 self.backlog.clear();
                 lock(&self.live).retain(|_, recorded| recorded.operation.is_open());

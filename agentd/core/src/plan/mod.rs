@@ -269,6 +269,18 @@ impl Targets {
         values.are_observed(Scope::Live, observed)
     }
 
+    /// Whether every value is one of before or the one asked for: nobody else has set any.
+    pub fn are_ours(&self, observed: &Observed) -> bool {
+        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>) -> bool {
+            aim.is_none_or(|aim| {
+                let live = !aim.live || reading.accepted == aim.before || reading.accepted == Some(aim.requested);
+                let saved = reading.persistent;
+                live && (!aim.saved || saved == aim.saved_before || saved == Some(aim.to_save()))
+            })
+        }
+        one(self.cpus, &observed.cpus) && one(self.cpu_limit, &observed.cpu_limit) && one(self.memory, &observed.memory)
+    }
+
     /// Compares the aims with what is accepted and saved now.
     pub fn standing(&self, observed: &Observed) -> Standing {
         fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>, asked: &mut bool, before: &mut bool) {
