@@ -362,7 +362,8 @@ impl<'a> Executor<'a> {
     }
 
     async fn look(&self) -> Result<Observed, BackendError> {
-        self.backend.observe(self.operation.reference.name(), Look::Plain).await
+        // By its id: a name may be given to another one while this one goes on under a new name.
+        self.backend.observe(&self.operation.identity.id, Look::Plain).await
     }
 
     /// Looks until there is an answer, or until `deadline`: an engine that is being restarted is back in a moment.

@@ -152,6 +152,15 @@ impl Book {
     /// change is in flight and this isn't its own. Tells what somebody else must have changed since the one before.
     pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config, own: bool) -> Option<Drift> {
         let reference = observed.reference.clone();
+        if !self.known.contains_key(&reference)
+            && let Some((before, busy)) = self.name_before(&observed)
+        {
+            // A change in flight of it finds out by itself.
+            if busy {
+                return None;
+            }
+            self.renamed(&before, &reference, config);
+        }
         let old = self.known.get(&reference);
         if old.is_some_and(|old| old.seen > begun || (old.busy && !own)) {
             return None;
@@ -186,6 +195,33 @@ impl Book {
         let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
         self.known.insert(reference, Known { observed, readable, version, holds, seen: begun, busy, unseen: false });
         drift
+    }
+
+    /// The name under which this instance is known, and whether a change of it is in flight.
+    fn name_before(&self, observed: &Observed) -> Option<(Ref, bool)> {
+        let same = |known: &&Known| {
+            known.observed.id == observed.id && known.observed.reference.kind() == observed.reference.kind()
+        };
+        self.known.values().find(same).map(|known| (known.observed.reference.clone(), known.busy))
+    }
+
+    /// An instance goes on under another name: what it is charged and what holds it goes with it.
+    pub fn renamed(&mut self, old: &Ref, new: &Ref, config: &Config) {
+        let recovering = self.is_recovering(old);
+        let Some(mut known) = self.known.remove(old) else { return };
+        let charge = self.ledger.charge(old);
+        self.ledger.release(old, Charge::ZERO);
+        self.ledger.forget(old);
+        let limits = config.rules_for(new.as_str(), &known.observed.labels).matching;
+        self.ledger.observe(new, charge_of(&known.observed, config).max(self.ledger.charge(new)), &limits);
+        self.ledger.reserve(new, charge);
+        known.observed.reference = new.clone();
+        known.readable = None;
+        // What it was charged beside what is seen goes with the next look, unless somebody still has to settle that.
+        known.unseen |= !known.busy && !recovering;
+        known.version = self.next_version();
+        self.known.insert(new.clone(), known);
+        self.unrecorded.extend([old.clone(), new.clone()]);
     }
 
     /// Takes a full listing of one kind that was begun at `begun`: what it doesn't have is gone.

@@ -376,6 +376,7 @@ fn id(name: &str) -> String {
 }
 
 fn find<'a>(machines: &'a mut BTreeMap<String, Machine>, name: &str) -> Result<&'a mut Machine, BackendError> {
+    let name = name.strip_prefix("fake-").unwrap_or(name);
     machines.get_mut(name).ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
 }
 

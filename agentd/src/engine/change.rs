@@ -135,7 +135,7 @@ impl Engine {
 
     /// Executes what is planned, reserved and recorded; settles the book; replies.
     async fn execute(&self, mut operation: Operation, ask: &Ask, began: Instant) -> Result<OperationView, Failure> {
-        let reference = operation.reference.clone();
+        let mut reference = operation.reference.clone();
         let wait = match &ask.wish {
             Wish::Resize(_, wait) | Wish::Undo(_, wait) => *wait,
             Wish::Stop { .. } | Wish::Start => Duration::ZERO,
@@ -153,11 +153,16 @@ impl Engine {
         });
 
         let begun = begun_now(self);
-        let look = backend.observe(reference.name(), Look::Plain).await;
+        let look = backend.observe(&operation.identity.id, Look::Plain).await;
         let gone = matches!(look, Err(BackendError::NotFound(_)));
         let observed = look.ok();
         {
             let mut book = self.book();
+            if let Some(observed) = observed.as_ref().filter(|observed| observed.reference != reference) {
+                book.renamed(&reference, &observed.reference, &self.settings().config);
+                reference = observed.reference.clone();
+                operation.reference = reference.clone();
+            }
             let seen = observed.clone().map(|observed| (observed, begun));
             book.end(&reference, seen, &self.settings().config, !operation.is_open());
             if !operation.is_open() && !self.store().has_open(&reference, &operation.id) {

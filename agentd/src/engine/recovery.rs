@@ -103,7 +103,7 @@ impl Engine {
     }
 
     async fn recover_one(&self, mut operation: Operation) -> Reply {
-        let reference = operation.reference.clone();
+        let mut reference = operation.reference.clone();
         let backend = match self.backend(reference.kind()) {
             Ok(backend) => backend,
             Err(problem) => return Err(problem.into()),
@@ -116,7 +116,10 @@ impl Engine {
             let slot = self.slot(&reference);
             let _turn = slot.turn.lock().await;
             let since = Duration::from_millis(now_ms().saturating_sub(operation.started_ms));
-            let ended = match backend.observe(reference.name(), Look::Plain).await {
+            // By its id, which stays where its name is given to another one; what was never planned has none.
+            let by =
+                if operation.identity.id.is_empty() { reference.name() } else { &operation.identity.id }.to_owned();
+            let ended = match backend.observe(&by, Look::Plain).await {
                 // It was acknowledged and never planned: nothing was done.
                 _ if operation.identity.id.is_empty() => end_before_its_plan(&mut operation),
                 Ok(observed) if observed.state == State::Unknown => continue,
@@ -141,7 +144,7 @@ impl Engine {
             // It has an end now; what is told with it has to be seen.
             let (observed, begun) = loop {
                 let begun = self.book().moment();
-                match backend.observe(reference.name(), Look::Plain).await {
+                match backend.observe(&by, Look::Plain).await {
                     Ok(observed) => break (Some(observed), begun),
                     Err(BackendError::NotFound(_)) => break (None, begun),
                     Err(_) => sleep(PAUSE).await,
@@ -149,6 +152,11 @@ impl Engine {
             };
             {
                 let mut book = self.book();
+                if let Some(observed) = observed.as_ref().filter(|observed| observed.reference != reference) {
+                    book.renamed(&reference, &observed.reference, &self.settings().config);
+                    reference = observed.reference.clone();
+                    operation.reference = reference.clone();
+                }
                 if !self.store().has_open(&reference, &operation.id) {
                     book.lift(&reference, HoldKind::Recovering);
                 }

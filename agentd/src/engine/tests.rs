@@ -537,3 +537,24 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_renamed_keeps_its_holds_and_is_charged_once() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    let renamed = Observed { reference: Ref::new(Kind::Vm, "old").unwrap(), ..seen(&fake).await };
+    let config = engine.settings().config.clone();
+    let mut book = engine.book();
+    let charge = book.ledger().committed();
+    book.hold(&reference(), HoldKind::NeedsAttention, "look".into());
+    let begun = book.moment();
+    assert!(book.record(renamed.clone(), begun, &config, false).is_none(), "a new name is no drift");
+    assert!(book.get(&reference()).is_none());
+    assert_eq!(book.get(&renamed.reference).unwrap().holds.len(), 1);
+    assert_eq!(book.ledger().committed(), charge);
+    // What a change in flight holds under its old name it finds by itself.
+    book.begin(&renamed.reference, charge);
+    let begun = book.moment();
+    book.record(seen(&fake).now_or_never().unwrap(), begun, &config, false);
+    assert!(book.get(&reference()).is_none());
+}

@@ -61,6 +61,7 @@ pub(super) struct World {
     rng: RefCell<Rng>,
     /// A cap that was seen to be passed.
     passed: Rc<RefCell<Option<String>>>,
+    power_was_cut: Cell<bool>,
     /// A sync has failed since the host had its power last.
     unsynced: Cell<bool>,
     /// The time of day at which the next life begins.
@@ -93,6 +94,7 @@ pub fn run(seed: u64, aloud: bool) -> Result<Stats, String> {
         rng: RefCell::new(rng),
         passed: Rc::default(),
         schedule,
+        power_was_cut: Cell::new(false),
         unsynced: Cell::new(false),
         time: Cell::new(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
         aloud,
@@ -162,10 +164,12 @@ impl World {
         match end {
             Some(End::PowerCut(_)) => {
                 self.disk.crash();
+                self.power_was_cut.set(true);
                 self.fake.power_cut();
             }
             Some(End::TornWrite(_)) => {
                 self.disk.restart();
+                self.power_was_cut.set(true);
                 self.fake.power_cut();
             }
             Some(End::Kill(_)) => self.disk.kill(),
@@ -183,7 +187,8 @@ impl World {
             _ => u64::MAX,
         };
         let (fake, passed) = (Arc::clone(&self.fake), Rc::clone(&self.passed));
-        let watched = !self.schedule.meddling && !self.schedule.restarting;
+        // After a power cut everything runs with what is saved, which nobody has admitted to run.
+        let watched = !self.schedule.meddling && !self.schedule.restarting && !self.power_was_cut.get();
         let most = Cpus::whole(u32::try_from(self.schedule.cpus).unwrap_or(u32::MAX).max(self.start_cpus()));
         let (mut reached, aloud) = (0, self.aloud);
         hook(Some(Box::new(move |place| {
