@@ -133,6 +133,12 @@ impl Book {
         self.hold(reference, HoldKind::Recovering, reason);
     }
 
+    /// One instance for the record, changed or not.
+    pub fn entry(&mut self, reference: &Ref) -> Option<Entry> {
+        let Moment(stamp) = self.moment();
+        self.known.get(reference).map(|known| Entry::Instance(Box::new(known.remembered(stamp))))
+    }
+
     /// What changed of the instances since this was last asked, for the record.
     pub fn take_unrecorded(&mut self) -> Vec<Entry> {
         let unrecorded = std::mem::take(&mut self.unrecorded);

@@ -119,10 +119,9 @@ impl Engine {
             self.store().commit_and_keep(entries).await.map_err(|error| unrecorded(&error))?;
             return reply;
         }
-        // What is known of the instance goes first: a recovery needs it.
-        let known = self.book().take_unrecorded();
-        self.store().write_later(known);
         let mut intent = vec![Entry::Operation(Box::new(operation.clone()), None)];
+        // With what is known of the instance: a recovery holds it by that.
+        intent.extend(self.book().entry(&reference));
         intent.extend(key.map(Entry::Key));
         if let Err(error) = self.store().commit(intent).await {
             // Nothing has happened to it since.
