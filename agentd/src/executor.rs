@@ -40,6 +40,18 @@ pub struct Ended {
     pub hold: Option<(HoldKind, String)>,
 }
 
+impl Ended {
+    /// A defect ended `what` half-way: nothing must wait for its end, and somebody must look.
+    pub fn by_defect(operation: &mut Operation, what: &str) -> Self {
+        let reference = &operation.reference;
+        let detail = format!("a defect of agentd ended {what} of {reference} half-way; its journal has the details");
+        let problem = Problem::new(Code::Internal, detail.clone())
+            .hint(format!("look with `ctl show {reference}`, then `ctl clear-hold {reference}`"));
+        operation.fail(Outcome::Partial, &problem);
+        Ended { problem: Some(problem), hold: Some((HoldKind::NeedsAttention, detail)) }
+    }
+}
+
 /// What one step came to.
 enum StepEnd {
     Done,

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agentd_core::api::{Hold, HoldKind, Instance, Move};
 use agentd_core::config::Config;
-use agentd_core::drift::drift;
+use agentd_core::drift::{drift, is_of};
 use agentd_core::instance::{Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
-use agentd_core::plan::{HostCapacity, caps, charge_of};
+use agentd_core::plan::{HostCapacity, Targets, caps, charge_of};
 
 use crate::store::{Entry, Remembered};
 
@@ -46,13 +46,14 @@ impl Known {
     }
 
     /// What the record keeps of it. That it is recovering is found out anew.
-    fn remembered(&self, stamp: u64) -> Remembered {
+    fn remembered(&self, stamp: u64, ledger: &Ledger) -> Remembered {
         let holds = self.holds.iter().filter(|hold| hold.hold != HoldKind::Recovering);
         Remembered {
             stamp,
             observed: self.observed.clone(),
             version: self.version.clone(),
             holds: holds.cloned().collect(),
+            unseen: self.unseen.then(|| ledger.charge(&self.observed.reference)),
         }
     }
 }
@@ -118,12 +119,16 @@ impl Book {
     /// Takes what an earlier life of the daemon knew of an instance. It is charged from here on, whether or not its backend
     /// answers.
     pub fn restore(&mut self, remembered: Remembered, config: &Config) {
-        let Remembered { stamp, observed, version, holds } = remembered;
+        let Remembered { stamp, observed, version, holds, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let reference = observed.reference.clone();
         let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
         self.ledger.observe(&reference, charge_of(&observed, config), &limits);
-        let known = Known { observed, readable: None, version, holds, seen: Moment(0), busy: false, unseen: false };
+        if let Some(charge) = unseen {
+            self.ledger.reserve(&reference, charge);
+        }
+        let (seen, unseen) = (Moment(0), unseen.is_some());
+        let known = Known { observed, readable: None, version, holds, seen, busy: false, unseen };
         self.known.insert(reference, known);
     }
 
@@ -136,7 +141,15 @@ impl Book {
     /// One instance for the record, changed or not.
     pub fn entry(&mut self, reference: &Ref) -> Option<Entry> {
         let Moment(stamp) = self.moment();
-        self.known.get(reference).map(|known| Entry::Instance(Box::new(known.remembered(stamp))))
+        self.known.get(reference).map(|known| Entry::Instance(Box::new(known.remembered(stamp, &self.ledger))))
+    }
+
+    /// One instance for the record as it is without a hold that is about to be lifted.
+    pub fn entry_without(&mut self, reference: &Ref, hold: HoldKind) -> Option<Entry> {
+        let Moment(stamp) = self.moment();
+        let mut remembered = self.known.get(reference)?.remembered(stamp, &self.ledger);
+        remembered.holds.retain(|known| known.hold != hold);
+        Some(Entry::Instance(Box::new(remembered)))
     }
 
     /// What changed of the instances since this was last asked, for the record.
@@ -148,7 +161,7 @@ impl Book {
         // Who takes them earlier may be the later one to write them.
         let Moment(stamp) = self.moment();
         let entry = |reference: Ref| match self.known.get(&reference) {
-            Some(known) => Entry::Instance(Box::new(known.remembered(stamp))),
+            Some(known) => Entry::Instance(Box::new(known.remembered(stamp, &self.ledger))),
             None => Entry::Gone(reference, stamp),
         };
         unrecorded.into_iter().map(entry).collect()
@@ -156,7 +169,12 @@ impl Book {
 
     /// Takes an observation of one instance that was begun at `begun`. Ignored where something newer is known, or where a
     /// change is in flight and this isn't its own. Tells what somebody else must have changed since the one before.
-    pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config, own: bool) -> Option<Drift> {
+    pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config) -> Option<Drift> {
+        self.take(observed, begun, config, None)
+    }
+
+    /// The same; `own` are the targets of the change that ends with it.
+    fn take(&mut self, observed: Observed, begun: Moment, config: &Config, own: Option<&Targets>) -> Option<Drift> {
         let reference = observed.reference.clone();
         if !self.known.contains_key(&reference)
             && let Some((before, busy)) = self.name_before(&observed)
@@ -168,7 +186,7 @@ impl Book {
             self.renamed(&before, &reference, config);
         }
         let old = self.known.get(&reference);
-        if old.is_some_and(|old| old.seen > begun || (old.busy && !own)) {
+        if old.is_some_and(|old| old.seen > begun || (old.busy && own.is_none())) {
             return None;
         }
         let replaced = old.is_some_and(|old| old.observed.id != observed.id);
@@ -177,14 +195,15 @@ impl Book {
         let holds = if replaced { Vec::new() } else { old.map(|old| old.holds.clone()).unwrap_or_default() };
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed) || old.holds != holds);
         // Of one whose last change has an end that nobody knows, nobody knows either what moved by itself.
-        let moves = match old {
-            Some(old) if !own && !unseen && !self.is_recovering(&reference) => drift(old.last_readable(), &observed),
+        let mut moves = match old {
+            Some(old) if !unseen && !self.is_recovering(&reference) => drift(old.last_readable(), &observed),
             _ => Vec::new(),
         };
+        moves.retain(|moved| own.is_none_or(|targets| !is_of(targets, moved)));
         let readable = old
             .filter(|old| observed.state == State::Unknown && !replaced && old.last_readable().state != State::Unknown)
             .map(|old| Box::new(old.last_readable().clone()));
-        let remembered = old.is_some_and(|old| !changed && old.observed.native == observed.native);
+        let remembered = old.is_some_and(|old| !changed && !unseen && old.observed.native == observed.native);
         let version = match old {
             Some(old) if !changed => old.version.clone(),
             _ => self.next_version(),
@@ -243,7 +262,7 @@ impl Book {
         for reference in gone {
             self.forget(&reference, begun);
         }
-        listing.into_iter().filter_map(|observed| self.record(observed, begun, config, false)).collect()
+        listing.into_iter().filter_map(|observed| self.record(observed, begun, config)).collect()
     }
 
     /// A backend that does not answer: what is known of its instances stands, and so do their charges.
@@ -280,22 +299,36 @@ impl Book {
         }
     }
 
-    /// Ends a change with what was observed at its end. Without an observation the charge stays until one is had; with an
-    /// outcome that nobody knows, this change's or an earlier one's, until that is known.
-    pub fn end(&mut self, reference: &Ref, observed: Option<(Observed, Moment)>, config: &Config, known_outcome: bool) {
-        let settled = known_outcome && !self.is_recovering(reference);
-        let seen = observed.map(|(observed, begun)| {
+    /// Ends a change with what was observed at its end. `settled` says that no outcome is unknown any more, this change's or
+    /// an earlier one's: then the hold for that ends, and the charge is what is seen; without an observation it stays until
+    /// one is had. Tells what somebody else changed meanwhile of what this change had no business with.
+    pub fn end(
+        &mut self,
+        reference: &Ref,
+        targets: &Targets,
+        observed: Option<(Observed, Moment)>,
+        config: &Config,
+        settled: bool,
+    ) -> Option<Drift> {
+        let (unseen, doubtful) = (settled && observed.is_none(), self.is_recovering(reference));
+        if settled {
+            self.lift(reference, HoldKind::Recovering);
+        }
+        let drift = observed.and_then(|(observed, begun)| {
             let charge = charge_now(&self.ledger, &observed, config);
-            self.record(observed, begun, config, true);
-            charge
+            let drift = self.take(observed, begun, config, Some(targets));
+            if settled {
+                self.ledger.release(reference, charge);
+            }
+            drift.filter(|_| !doubtful)
         });
-        if let (true, Some(charge)) = (settled, seen) {
-            self.ledger.release(reference, charge);
-        }
         if let Some(known) = self.known.get_mut(reference) {
-            known.busy = false;
-            known.unseen = settled && seen.is_none();
+            (known.busy, known.unseen) = (false, unseen);
+            if unseen {
+                self.unrecorded.insert(reference.clone());
+            }
         }
+        drift
     }
 
     fn is_recovering(&self, reference: &Ref) -> bool {

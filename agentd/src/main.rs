@@ -159,7 +159,8 @@ async fn follow_signals(engine: Engine, config: PathBuf, stop: watch::Sender<boo
     };
     loop {
         tokio::select! {
-            _ = hangup.recv() => reload(&engine, &config),
+            // The names of users and groups are looked up, which may take as long as a directory service likes.
+            _ = hangup.recv() => tokio::task::block_in_place(|| reload(&engine, &config)),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

@@ -466,6 +466,25 @@ pub struct HistoryEntry {
     pub detail: Option<String>,
 }
 
+impl HistoryEntry {
+    /// An entry that tells no more than this; the record gives it its place and time.
+    pub fn new(happening: Happening, reference: String) -> Self {
+        HistoryEntry {
+            seq: 0,
+            at: String::new(),
+            happening,
+            reference,
+            who: None,
+            operation: None,
+            verb: None,
+            outcome: None,
+            moves: Vec::new(),
+            code: None,
+            detail: None,
+        }
+    }
+}
+
 /// A page of the history, newest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -3,7 +3,7 @@
 use crate::api::{Move, MoveOf};
 use crate::instance::{Observed, Reading};
 use crate::operation::{Operation, same_boot};
-use crate::plan::{Aim, same_cpu_time};
+use crate::plan::{Aim, Targets, same_cpu_time};
 use crate::units::Limit;
 
 /// The values that differ, those that run and those that are saved.
@@ -41,6 +41,15 @@ pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
         Move::Memory(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
     });
     moves
+}
+
+/// Whether a change was to move this field, on whichever side: what it is found at after it is its own doing.
+pub fn is_of(targets: &Targets, moved: &Move) -> bool {
+    match moved {
+        Move::Cpus(_) => targets.cpus.is_some(),
+        Move::CpuLimit(_) => targets.cpu_limit.is_some(),
+        Move::Memory(_) => targets.memory.is_some(),
+    }
 }
 
 /// What a change moved, or was to move where nothing is observed any more.

@@ -162,17 +162,8 @@ impl Ledger {
         self.put(reference, Entry { settled, in_flight, limits: limits.to_vec() });
     }
 
-    /// Admits or refuses that an instance be charged `wanted`. Admitted, it is charged at once, on top of nothing:
-    /// the charge is the larger of `wanted` and what is settled. Only a dimension that grows is held against the caps, so
-    /// a host over its caps still lets everything shrink.
-    pub fn admit(&mut self, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
-        self.check(reference, wanted)?;
-        self.reserve(reference, wanted);
-        Ok(())
-    }
-
-    /// Charges what [`Ledger::check`] let pass, or what passes without a check: a limit for what had none. Whoever checks
-    /// and reserves in two calls holds the ledger's lock over both.
+    /// Charges what [`Ledger::check`] let pass, or what passes without a check: a limit for what had none. The charge is
+    /// the larger of `wanted` and what is settled. Whoever checks and reserves holds the ledger's lock over both.
     pub fn reserve(&mut self, reference: &Ref, wanted: Charge) {
         if let Some(entry) = self.entries.get(reference) {
             let in_flight = Some(entry.in_flight.map_or(wanted, |now| now.max(wanted)));
@@ -180,7 +171,8 @@ impl Ledger {
         }
     }
 
-    /// What [`Ledger::admit`] would answer, charging nothing.
+    /// Admits or refuses that an instance be charged `wanted`, charging nothing. Only a dimension that grows is held
+    /// against the caps, so a host over its caps still lets everything shrink.
     pub fn check(&self, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
         let Some(entry) = self.entries.get(reference) else {
             // The owner observes before it admits; an instance that was never observed has no limits to be held to.
@@ -249,11 +241,6 @@ impl Ledger {
         self.entries.get(reference).map_or(Charge::ZERO, Entry::charge)
     }
 
-    /// Every instance with its charge.
-    pub fn charges(&self) -> impl Iterator<Item = (&Ref, Charge)> {
-        self.entries.iter().map(|(reference, entry)| (reference, entry.charge()))
-    }
-
     /// The caps in force.
     pub fn caps(&self) -> &Caps {
         &self.caps
@@ -300,6 +287,13 @@ mod tests {
         Ledger::new(Caps { host: CAP, limits: vec![LIMIT] })
     }
 
+    /// As the engine does it, under one lock.
+    fn admit(ledger: &mut Ledger, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
+        ledger.check(reference, wanted)?;
+        ledger.reserve(reference, wanted);
+        Ok(())
+    }
+
     fn charge() -> impl Strategy<Value = Charge> {
         (0..9000_u64, 0..9000_u32)
             .prop_map(|(cpus, mib)| Charge { cpus: Cpus::from_millis(cpus), memory: ByteCount::mib(mib) })
@@ -333,10 +327,10 @@ mod tests {
                     Event::Release(n, c) => ledger.release(&instance(n), c),
                     Event::Forget(n) => ledger.forget(&instance(n)),
                     Event::Admit(n, wanted) => {
-                        let known = ledger.charges().any(|(reference, _)| *reference == instance(n));
+                        let known = ledger.entries.contains_key(&instance(n));
                         if !known { continue }
                         let before = ledger.charge(&instance(n));
-                        let admitted = ledger.admit(&instance(n), wanted).is_ok();
+                        let admitted = admit(&mut ledger, &instance(n), wanted).is_ok();
                         let after = ledger.charge(&instance(n));
                         if admitted {
                             prop_assert_eq!(after, before.max(wanted));
@@ -364,7 +358,7 @@ mod tests {
                         model.entry(n).or_default().0 = c;
                     }
                     Event::Admit(n, c) if model.contains_key(&n) => {
-                        if ledger.admit(&instance(n), c).is_ok() {
+                        if admit(&mut ledger, &instance(n), c).is_ok() {
                             let entry = model.entry(n).or_default();
                             entry.1 = Some(entry.1.map_or(c, |now| now.max(c)));
                         }
@@ -417,8 +411,8 @@ mod tests {
         let mut ledger = ledger();
         let over = Charge { cpus: Cpus::whole(20), memory: ByteCount::mib(20 * 1024) };
         ledger.observe(&instance(0), over, &[]);
-        assert!(ledger.admit(&instance(0), Charge { cpus: Cpus::whole(19), memory: over.memory }).is_ok());
-        let refused = ledger.admit(&instance(0), Charge { cpus: Cpus::whole(21), memory: over.memory }).unwrap_err();
+        assert!(ledger.check(&instance(0), Charge { cpus: Cpus::whole(19), memory: over.memory }).is_ok());
+        let refused = ledger.check(&instance(0), Charge { cpus: Cpus::whole(21), memory: over.memory }).unwrap_err();
         assert_eq!((refused.cap, refused.resource), (Cap::Host, Resource::Cpus));
     }
 
@@ -428,7 +422,7 @@ mod tests {
         let one = Charge { cpus: Cpus::whole(1), memory: ByteCount::mib(512) };
         let four = Charge { cpus: Cpus::whole(4), memory: ByteCount::mib(512) };
         ledger.observe(&instance(0), one, &[]);
-        ledger.admit(&instance(0), four).unwrap();
+        admit(&mut ledger, &instance(0), four).unwrap();
         ledger.observe(&instance(0), one, &[]);
         assert_eq!(ledger.committed(), four);
         ledger.release(&instance(0), one);

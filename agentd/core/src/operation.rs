@@ -326,7 +326,13 @@ impl Operation {
         }
         let there = |state| matches!(state, StepState::Done | StepState::Pending | StepState::Skipped);
         let begun = |record: &StepRecord| there(record.state) && record.step.undo.is_none();
-        Ok(if self.steps.iter().all(|record| there(record.state)) && !rebooted && !self.steps.is_empty() {
+        // An exact step that a recovery before this one took back is still on record as done.
+        let taken_back = |StepRecord { step, .. }: &StepRecord| {
+            step.undo.as_ref().is_some_and(|undo| reached(undo, observed) == Reached::Yes)
+                && reached(&step.action, observed) != Reached::Yes
+        };
+        let done = |record: &StepRecord| there(record.state) && !taken_back(record);
+        Ok(if self.steps.iter().all(done) && !rebooted && !self.steps.is_empty() {
             Course::Done
         } else if (finish || self.steps.iter().any(begun)) && !rebooted {
             Course::Finish
@@ -358,6 +364,7 @@ mod tests {
     use crate::instance::Observed;
     use crate::plan::Scope;
     use crate::plan::tests::{container, plan, vm};
+    use crate::units::{Cpus, Limit};
 
     use super::StepState::{self, Doing, Done, Failed, Pending, Planned, Skipped, UndoFailed, Undoing, Undone};
 
@@ -452,6 +459,19 @@ mod tests {
         let seen = after(&observed, &operation, 2);
         assert_eq!(operation.resume(&seen), Ok(Course::TakeBack { rebooted: false }));
         assert_eq!(operation.steps[2].state, Failed);
+    }
+
+    #[test]
+    fn what_an_earlier_recovery_took_back_is_not_done_because_somebody_else_did_the_rest() {
+        let (observed, mut operation) = change();
+        mark(&mut operation, 3);
+        let mut seen = observed.clone();
+        (seen.cpus.accepted, seen.cpus.observed) = (Some(Limit::At(Cpus::whole(4))), Some(Limit::At(Cpus::whole(4))));
+        assert_eq!(operation.clone().resume(&seen), Ok(Course::TakeBack { rebooted: false }));
+        // What somebody else has set since to a third value was there all the same.
+        let mut seen = after(&observed, &operation, 4);
+        seen.cpus.persistent = Some(Limit::At(Cpus::whole(3)));
+        assert_eq!(operation.resume(&seen), Ok(Course::Done));
     }
 
     #[test]

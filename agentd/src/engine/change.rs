@@ -5,12 +5,12 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use agentd_core::access::Right;
-use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, ResizeRequest};
+use agentd_core::api::{Happening, HistoryEntry, OperationView, ResizeRequest};
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
-use agentd_core::operation::{Operation, Outcome};
-use agentd_core::plan::{Inputs, Plan, Targets, Verb, resize, start, stop, undo};
+use agentd_core::operation::{Identity, Operation, Outcome};
+use agentd_core::plan::{Inputs, Plan, Verb, resize, start, stop, undo};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
@@ -75,6 +75,11 @@ impl Engine {
     pub(super) async fn change(&self, id: String, peer: Peer, ask: Ask, key: Option<Key>) -> Reply {
         let began = Instant::now();
         self.refuse_when_read_only(&ask)?;
+        // A record in trouble is asked once more whether it takes anything: before that nothing is looked at, and nothing is
+        // refused that would have to be recorded.
+        if !ask.dry_run && self.store().trouble().is_some() {
+            self.store().commit(Vec::new()).await.map_err(|error| unrecorded(&error))?;
+        }
         let seen = self.find(&peer, &ask.target).await?;
         let reference = seen.reference.clone();
         if let Err(problem) = self.authorize(&peer, ask.right, &seen) {
@@ -125,8 +130,10 @@ impl Engine {
         intent.extend(key.map(Entry::Key));
         if let Err(error) = self.store().commit(intent).await {
             // Nothing has happened to it since.
-            let begun = begun_now(self);
-            self.book().end(&reference, Some((observed, begun)), &self.settings().config, true);
+            let mut book = self.book();
+            let seen = Some((observed, book.moment()));
+            let settled = !self.store().has_open_beside(&operation);
+            book.end(&reference, &operation.targets, seen, &self.settings().config, settled);
             return Err(unrecorded(&error).into());
         }
         self.execute(operation, &ask, began).await
@@ -141,21 +148,14 @@ impl Engine {
         };
         let backend = self.backend(reference.kind())?;
         let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
-        let ended = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
-            // A defect in the middle of a change: the book must not wait for its end, and somebody must look.
-            let detail =
-                format!("a defect of agentd ended a change of {reference} half-way; its journal has the details");
-            let problem = Problem::new(Code::Internal, detail.clone())
-                .hint(format!("look with `ctl show {reference}`, then `ctl clear-hold {reference}`"));
-            operation.fail(Outcome::Partial, &problem);
-            Ended { problem: Some(problem), hold: Some((HoldKind::NeedsAttention, detail)) }
-        });
+        let ended = AssertUnwindSafe(run).catch_unwind().await;
+        let ended = ended.unwrap_or_else(|_| Ended::by_defect(&mut operation, "a change"));
 
-        let begun = begun_now(self);
+        let begun = self.book().moment();
         let look = backend.observe(&operation.identity.id, Look::Plain).await;
         let gone = matches!(look, Err(BackendError::NotFound(_)));
         let observed = look.ok();
-        {
+        let drift = {
             let mut book = self.book();
             if let Some(observed) = observed.as_ref().filter(|observed| observed.reference != reference) {
                 book.renamed(&reference, &observed.reference, &self.settings().config);
@@ -163,25 +163,23 @@ impl Engine {
                 operation.reference = reference.clone();
             }
             let seen = observed.clone().map(|observed| (observed, begun));
-            book.end(&reference, seen, &self.settings().config, !operation.is_open());
-            if !operation.is_open() && !self.store().has_open(&reference, &operation.id) {
-                // A stop passes a hold of an unknown outcome, and may be the last to end.
-                if book.lift(&reference, HoldKind::Recovering) {
-                    book.end(&reference, None, &self.settings().config, true);
-                }
-            }
+            // A stop passes a hold of an unknown outcome, and may end before or after what that is of.
+            let settled = !operation.is_open() && !self.store().has_open_beside(&operation);
+            let drift = book.end(&reference, &operation.targets, seen, &self.settings().config, settled);
             if gone && !operation.is_open() {
                 book.drop_gone(&reference);
             }
             if let Some((hold, reason)) = &ended.hold {
                 book.hold(&reference, *hold, reason.clone());
             }
-        }
+            drift
+        };
         if let Some(observed) = &observed {
             operation.note_stop(observed);
         }
         operation.elapsed_ms = millis(began.elapsed());
         let reply = self.end(&operation, ended, observed.as_ref()).await;
+        self.drifted(drift);
         if operation.is_open() {
             self.recover(vec![operation]);
         }
@@ -333,16 +331,7 @@ impl Engine {
         problem: &Problem,
         key: Option<Key>,
     ) {
-        let plan = Plan {
-            reference: observed.reference.clone(),
-            identity: agentd_core::operation::Identity::of(observed),
-            verb: ask.wish.verb(),
-            targets: Targets::default(),
-            steps: Vec::new(),
-            charge: Charge::ZERO,
-            undoes: None,
-            notes: Vec::new(),
-        };
+        let plan = Plan::empty(observed.reference.clone(), Identity::of(observed), ask.wish.verb());
         let mut operation = Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms());
         operation.fail(Outcome::Refused, problem);
         self.log(&operation);
@@ -410,18 +399,11 @@ fn grows(now: Charge, wanted: Charge) -> bool {
     wanted.cpus > now.cpus || wanted.memory > now.memory
 }
 
-fn begun_now(engine: &Engine) -> crate::inventory::Moment {
-    engine.book().moment()
-}
-
 /// What the history tells of an operation: once for each outcome that it had.
 fn told(operation: &Operation, observed: Option<&Observed>) -> Entry {
     let refused = operation.outcome == Outcome::Refused;
+    let happening = if refused { Happening::Refusal } else { Happening::Change };
     let entry = HistoryEntry {
-        seq: 0,
-        at: String::new(),
-        happening: if refused { Happening::Refusal } else { Happening::Change },
-        reference: operation.reference.to_string(),
         who: Some(operation.who.clone()),
         operation: Some(operation.id.clone()),
         verb: Some(operation.verb.to_string()),
@@ -429,6 +411,7 @@ fn told(operation: &Operation, observed: Option<&Observed>) -> Entry {
         moves: agentd_core::drift::made(operation, observed),
         code: operation.problem.as_ref().map(|(code, _)| *code),
         detail: operation.problem.as_ref().map(|(_, detail)| detail.clone()),
+        ..HistoryEntry::new(happening, operation.reference.to_string())
     };
     let mark = format!("{}/{}", operation.id, operation.outcome.as_str());
     Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark }))

@@ -11,15 +11,14 @@ use agentd_core::api::OperationView;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Ref, Target};
 use agentd_core::operation::{Identity, Operation, Outcome};
-use agentd_core::plan::{Plan, Targets};
+use agentd_core::plan::Plan;
 use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{Ask, Engine, Peer};
 use crate::clock::now_ms;
-use crate::executor::unrecorded;
-use crate::store::{Entry, Key, Recorded, Reply};
+use crate::store::{Entry, Key, Recorded, Reply, StoreError};
 
 /// How long a key is kept.
 pub(super) const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -54,8 +53,8 @@ impl Submitted {
     }
 }
 
-fn lost() -> Problem {
-    Problem::new(Code::Internal, "the change ended without an outcome: this is a defect of agentd")
+pub(super) fn lost(what: &str) -> Problem {
+    Problem::new(Code::Internal, format!("{what} ended without an outcome: this is a defect of agentd"))
         .hint("`ctl show` tells what is observed; the journal has the details")
 }
 
@@ -184,8 +183,8 @@ impl Engine {
     pub async fn reply(&self, submitted: Submitted) -> Reply {
         let Some(mut waiting) = submitted.reply else { return self.recorded_reply(&submitted.id).await };
         match waiting.wait_for(Option::is_some).await {
-            Ok(reply) => reply.clone().unwrap_or_else(|| Err(lost().into())),
-            Err(_) => Err(lost().into()),
+            Ok(reply) => reply.clone().unwrap_or_else(|| Err(lost("the change").into())),
+            Err(_) => Err(lost("the change").into()),
         }
     }
 
@@ -200,7 +199,14 @@ impl Engine {
                     Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`; ask again").into())
                 }
             },
-            Ok(_) => Err(lost().into()),
+            Ok(Some(Recorded { operation, .. })) if self.backend(operation.reference.kind()).is_err() => {
+                let kind = operation.reference.kind();
+                let detail = format!("the change was cut off, and instances of kind {kind} are switched off since");
+                Err(Problem::new(Code::BackendUnavailable, detail)
+                    .hint("what came of it is found out once a section of the config file switches the kind on")
+                    .into())
+            }
+            Ok(_) => Err(lost("the change").into()),
             Err(error) => {
                 let detail = format!("the change was taken on before, and what came of it can't be told now: {error}");
                 Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`; ask again").into())
@@ -214,14 +220,22 @@ impl Engine {
     }
 
     /// Sees to it that a change which is told to be running is on record before that is told: what was acknowledged is
-    /// accounted for, whatever becomes of the daemon.
-    pub async fn acknowledge(&self, submitted: &Submitted, peer: &Peer, ask: &Ask) -> Result<(), Problem> {
+    /// accounted for, whatever becomes of the daemon. Its view, or none where it has ended, or can't be acknowledged: then
+    /// its reply is to be waited for.
+    pub async fn acknowledge(&self, submitted: &Submitted, peer: &Peer, ask: &Ask) -> Option<OperationView> {
+        let (engine, submitted, peer, ask) = (self.clone(), submitted.clone(), peer.clone(), ask.clone());
+        // In a task of its own: a caller that goes away must not leave it half-way.
+        let task = tokio::spawn(async move {
+            engine.put_on_record(&submitted, &peer, &ask).await.ok()?;
+            engine.running(&submitted.id).await.filter(|view| view.outcome == Outcome::Running)
+        });
+        task.await.ok().flatten()
+    }
+
+    async fn put_on_record(&self, submitted: &Submitted, peer: &Peer, ask: &Ask) -> Result<(), StoreError> {
         let Target::Full(reference) = &ask.target else { return Ok(()) };
         let _gate = submitted.gate.lock().await;
-        if ask.dry_run || submitted.has_ended() {
-            return Ok(());
-        }
-        if matches!(self.store().operation(&submitted.id).await, Ok(Some(_))) {
+        if submitted.has_ended() || self.store().operation(&submitted.id).await?.is_some() {
             return Ok(());
         }
         let operation = unplanned(&submitted.id, peer, ask, reference);
@@ -232,7 +246,7 @@ impl Engine {
             });
         let mut entries = vec![Entry::Queued(Box::new(operation))];
         entries.extend(key.map(Entry::Key));
-        self.store().commit(entries).await.map_err(|error| unrecorded(&error))
+        self.store().commit(entries).await
     }
 
     /// Waits until no change is under way.
@@ -252,7 +266,7 @@ impl Engine {
             let (asker, asked) = (peer.clone(), ask.clone());
             let place = key.as_ref().map(|key| (key.uid, key.key.clone()));
             let change = AssertUnwindSafe(engine.change(operation.clone(), peer, ask, key)).catch_unwind();
-            let reply = change.await.unwrap_or_else(|_| Err(lost().into()));
+            let reply = change.await.unwrap_or_else(|_| Err(lost("the change").into()));
             let forgotten = matches!(&reply, Err(failure) if failure.operation.is_none()
                 && matches!(failure.problem.code.http(), 409 | 429 | 503 | 504));
             let gate = gate.lock().await;
@@ -290,15 +304,6 @@ impl Engine {
 
 /// A change that has no plan yet.
 fn unplanned(id: &str, peer: &Peer, ask: &Ask, reference: &Ref) -> Operation {
-    let plan = Plan {
-        reference: reference.clone(),
-        identity: Identity { id: String::new(), boot: None },
-        verb: ask.wish.verb(),
-        targets: Targets::default(),
-        steps: Vec::new(),
-        charge: agentd_core::ledger::Charge::ZERO,
-        undoes: None,
-        notes: Vec::new(),
-    };
+    let plan = Plan::empty(reference.clone(), Identity { id: String::new(), boot: None }, ask.wish.verb());
     Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms())
 }

@@ -177,8 +177,8 @@ impl Engine {
         if self.inner.restored.load(Ordering::Acquire) {
             return Ok(());
         }
-        let why = self.store().trouble().unwrap_or_else(|| "it is being read".into());
-        Err(unrecorded(&StoreError::Unwritable(why)))
+        let being_read = || StoreError::Unreadable("it is being read".into());
+        Err(unrecorded(&self.store().trouble().unwrap_or_else(being_read)))
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -228,7 +228,7 @@ impl Engine {
         let begun = self.book().moment();
         match backend.observe(name, look).await {
             Ok(observed) => {
-                let drift = self.book().record(observed.clone(), begun, &self.settings().config, false);
+                let drift = self.book().record(observed.clone(), begun, &self.settings().config);
                 self.drifted(drift);
                 Ok(observed)
             }

@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use agentd_core::access::{Decision, Right};
 use agentd_core::api::{
-    BackendHealth, Capacity, CapacityOf, Happening, Health, HistoryEntry, HistoryList, HoldKind, Instance,
+    BackendHealth, Capacity, CapacityOf, Happening, Health, HistoryEntry, HistoryList, Hold, HoldKind, Instance,
     InstanceList, KindUse, LimitUse, OperationView, SizeList, SizeView,
 };
 use agentd_core::config::VmMemory;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref, State, Target};
-use agentd_core::operation::{Operation, Outcome};
+use agentd_core::operation::{Operation, Outcome, Who};
 use agentd_core::pattern::Pattern;
 use agentd_core::units::Limit;
 
+use super::keys::lost;
 use super::{Engine, Failure, Peer, not_found};
 use crate::clock::now_ms;
 use crate::executor::unrecorded;
@@ -91,45 +92,36 @@ impl Engine {
         self.refuse_before_restored()?;
         let observed = self.find(peer, target).await?;
         self.authorize(peer, Right::Admin, &observed)?;
-        let reference = &observed.reference;
-        // What else waits for the record goes on its own: it must not be lost where this is refused.
-        let waiting = self.book().take_unrecorded();
-        self.store().write_later(waiting);
-        let (lifted, reason, version, known) = {
+        // In a task of its own: a caller that goes away must not leave it half-way.
+        let (engine, reference, who) = (self.clone(), observed.reference.clone(), peer.who.clone());
+        let lifted = tokio::spawn(async move { engine.lift_for_good(&reference, who).await });
+        lifted.await.unwrap_or_else(|_| Err(lost("lifting the hold")))?;
+        self.show(peer, &Target::Full(observed.reference)).await
+    }
+
+    /// Lifts a hold from the record, then from the book: told to be gone, it isn't there again after a restart.
+    async fn lift_for_good(&self, reference: &Ref, who: Who) -> Result<(), Problem> {
+        let (entries, uid) = {
             let mut book = self.book();
-            let holds = book.get(reference).map(|known| known.holds.clone()).unwrap_or_default();
-            let reason = holds.into_iter().find(|hold| hold.hold == HoldKind::NeedsAttention).map(|hold| hold.reason);
-            let lifted = book.lift(reference, HoldKind::NeedsAttention);
-            let version = book.get(reference).map(|known| known.version.clone()).unwrap_or_default();
-            (lifted, reason, version, book.take_unrecorded())
+            let Some(known) = book.get(reference) else { return Err(not_found(reference.as_str())) };
+            let hold = known.holds.iter().find(|hold| hold.hold == HoldKind::NeedsAttention);
+            let Some(Hold { reason, .. }) = hold.cloned() else { return Ok(()) };
+            let mark = format!("clear-hold/{}", known.version);
+            let uid = who.uid;
+            let entry = HistoryEntry {
+                who: Some(who),
+                verb: Some("clear-hold".into()),
+                detail: Some(reason),
+                ..HistoryEntry::new(Happening::HoldCleared, reference.to_string())
+            };
+            let mut entries = vec![Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark }))];
+            entries.extend(book.entry_without(reference, HoldKind::NeedsAttention));
+            (entries, uid)
         };
-        tracing::info!(instance = %reference, uid = peer.who.uid, lifted, "hold cleared");
-        if !lifted {
-            self.store().write_later(known);
-            return self.show(peer, &Target::Full(reference.clone())).await;
-        }
-        let entry = HistoryEntry {
-            seq: 0,
-            at: String::new(),
-            happening: Happening::HoldCleared,
-            reference: reference.to_string(),
-            who: Some(peer.who.clone()),
-            operation: None,
-            verb: Some("clear-hold".into()),
-            outcome: None,
-            moves: Vec::new(),
-            code: None,
-            detail: reason.clone(),
-        };
-        let mark = format!("clear-hold/{version}");
-        let mut entries = known;
-        entries.push(Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark })));
-        if let Err(error) = self.store().commit(entries).await {
-            // After a restart it would be there again: then it is there now.
-            self.book().hold(reference, HoldKind::NeedsAttention, reason.unwrap_or_default());
-            return Err(unrecorded(&error));
-        }
-        self.show(peer, &Target::Full(reference.clone())).await
+        self.store().commit(entries).await.map_err(|error| unrecorded(&error))?;
+        self.book().lift(reference, HoldKind::NeedsAttention);
+        tracing::info!(instance = %reference, uid, "hold cleared");
+        Ok(())
     }
 
     /// The host: what it has, what is promised, what is free. Sums are over everything; names are those that the caller may
@@ -236,7 +228,7 @@ impl Engine {
     }
 
     /// An operation that was just submitted, as the record has it.
-    pub async fn running(&self, id: &str) -> Option<OperationView> {
+    pub(super) async fn running(&self, id: &str) -> Option<OperationView> {
         let recorded = self.store().operation(id).await.ok().flatten();
         recorded.map(|recorded| self.view_of(recorded)).or_else(|| self.not_yet_recorded(id))
     }
@@ -258,31 +250,47 @@ impl Engine {
         reference: Option<&Ref>,
         limit: usize,
     ) -> Result<Vec<OperationView>, Problem> {
-        let limit = limit.clamp(1, LONGEST_PAGE);
-        let own = self.only_own(peer);
-        let newest = self.store().newest(reference.map(Ref::to_string), own, limit).await;
-        let newest = newest.map_err(|error| unrecorded(&error))?;
-        let visible = newest.iter().filter(|operation| self.may_see_operation(peer, operation));
-        Ok(visible.map(|operation| OperationView::new(operation, None, None)).collect())
+        let (limit, own) = (limit.clamp(1, LONGEST_PAGE), self.only_own(peer));
+        let chunk = chunk(limit);
+        let (mut visible, mut before) = (Vec::new(), None);
+        // What a caller may not see takes no place on its page.
+        while visible.len() < limit {
+            let newest = self.store().newest(reference.map(Ref::to_string), own, before, chunk).await;
+            let newest = newest.map_err(|error| unrecorded(&error))?;
+            let Some(last) = newest.last() else { break };
+            before = Some(last.id.clone());
+            let more = newest.iter().filter(|operation| self.may_see_operation(peer, operation));
+            visible.extend(more.map(|operation| OperationView::new(operation, None, None)));
+        }
+        visible.truncate(limit);
+        Ok(visible)
     }
 
     /// The history, newest first: everything with the right `admin`, else what the caller itself asked for.
     pub async fn history(&self, peer: &Peer, mut page: Page) -> Result<HistoryList, Problem> {
-        page.limit = page.limit.clamp(1, LONGEST_PAGE);
-        page.uid = self.only_own(peer);
-        let items = self.store().history(page.clone()).await.map_err(|error| unrecorded(&error))?;
-        let next = if items.len() == page.limit { items.last().map(|entry| entry.seq) } else { None };
-        let access = &self.settings().access;
-        let seen = |entry: &HistoryEntry| {
-            let labels = self.labels(&entry.reference);
-            let admin = access.decide(&peer.caller, Right::Admin, Some((&entry.reference, &labels)));
-            let own = entry.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
-            // A refusal names what the caller may not even know of.
-            let refused = entry.happening == Happening::Refusal;
-            let own = own && (!refused || access.can_see(&peer.caller, &entry.reference, &labels));
-            matches!(admin, Decision::Allowed { .. }) || own
-        };
-        Ok(HistoryList { items: items.into_iter().filter(seen).collect(), next })
+        let limit = page.limit.clamp(1, LONGEST_PAGE);
+        (page.uid, page.limit) = (self.only_own(peer), chunk(limit));
+        let mut visible = Vec::new();
+        while visible.len() <= limit {
+            let entries = self.store().history(page.clone()).await.map_err(|error| unrecorded(&error))?;
+            let Some(last) = entries.last() else { break };
+            page.before = Some(last.seq);
+            visible.extend(entries.into_iter().filter(|entry| self.may_see_entry(peer, entry)));
+        }
+        let more = visible.len() > limit;
+        visible.truncate(limit);
+        let next = if more { visible.last().map(|entry| entry.seq) } else { None };
+        Ok(HistoryList { items: visible, next })
+    }
+
+    fn may_see_entry(&self, peer: &Peer, entry: &HistoryEntry) -> bool {
+        let (access, labels) = (&self.settings().access, self.labels(&entry.reference));
+        let admin = access.decide(&peer.caller, Right::Admin, Some((&entry.reference, &labels)));
+        let own = entry.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
+        // A refusal names what the caller may not even know of.
+        let refused = entry.happening == Happening::Refusal;
+        let own = own && (!refused || access.can_see(&peer.caller, &entry.reference, &labels));
+        matches!(admin, Decision::Allowed { .. }) || own
     }
 
     /// The caller's uid, where it may see nobody else's operations anywhere.
@@ -337,6 +345,11 @@ impl Engine {
             notes,
         }
     }
+}
+
+/// How much of the record is read at once for a page from which something may be left out.
+fn chunk(limit: usize) -> usize {
+    (limit + 1).max(100)
 }
 
 /// A ratio in thousandths as the wire's number.

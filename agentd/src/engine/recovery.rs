@@ -7,7 +7,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Ref, State};
 use agentd_core::operation::{Operation, Outcome};
@@ -38,14 +37,19 @@ impl Engine {
         {
             let mut book = self.book();
             let config = &self.settings().config;
+            // What is of a kind that is switched off by now is neither seen nor charged, nor brought to an end.
             for remembered in loaded.remembered {
-                // An instance of a kind that is switched off by now is neither seen nor charged.
                 if let Ok(backend) = self.backend(remembered.observed.reference.kind()) {
                     backend.recall(&remembered.observed);
                     book.restore(remembered, config);
                 }
             }
             for operation in loaded.unfinished {
+                if self.backend(operation.reference.kind()).is_err() {
+                    let (id, instance) = (&operation.id, &operation.reference);
+                    tracing::warn!(operation = id, %instance, "its kind is switched off: it stays as it was cut off");
+                    continue;
+                }
                 let reason = format!("agentd was ended in the middle of a {} of it", operation.verb);
                 book.recovering(&operation.reference, operation.charge, reason);
                 unfinished.entry(operation.reference.clone()).or_default().push(operation);
@@ -126,14 +130,8 @@ impl Engine {
                 Ok(observed) => {
                     let run = Executor::new(&*backend, self.store(), &mut operation, Duration::ZERO)
                         .recover(&observed, since);
-                    AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|_| {
-                        let detail =
-                            format!("a defect of agentd ended the recovery of a change of {reference} half-way");
-                        let problem = Problem::new(Code::Internal, detail.clone())
-                            .hint(format!("look with `ctl show {reference}`, then `ctl clear-hold {reference}`"));
-                        operation.fail(Outcome::Partial, &problem);
-                        Ended { problem: Some(problem), hold: Some((HoldKind::NeedsAttention, detail)) }
-                    })
+                    let ended = AssertUnwindSafe(run).catch_unwind().await;
+                    ended.unwrap_or_else(|_| Ended::by_defect(&mut operation, "the recovery of a change"))
                 }
                 Err(BackendError::NotFound(_)) => end_without_instance(&mut operation),
                 Err(_) => continue,
@@ -157,12 +155,11 @@ impl Engine {
                     reference = observed.reference.clone();
                     operation.reference = reference.clone();
                 }
-                if !self.store().has_open(&reference, &operation.id) {
-                    book.lift(&reference, HoldKind::Recovering);
-                }
-                match &observed {
+                let settled = !self.store().has_open_beside(&operation);
+                match observed.clone() {
                     Some(observed) => {
-                        book.end(&reference, Some((observed.clone(), begun)), &self.settings().config, true);
+                        let seen = Some((observed, begun));
+                        book.end(&reference, &operation.targets, seen, &self.settings().config, settled);
                     }
                     None => book.drop_gone(&reference),
                 }

@@ -5,21 +5,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use agentd_core::access::{AccessTable, Caller, Right};
-use agentd_core::api::{HoldKind, OperationView, ResizeRequest};
+use agentd_core::access::{AccessTable, Caller, ResolvedPrincipal, ResolvedRule, Right};
+use agentd_core::api::{Happening, HistoryEntry, HoldKind, Move, OperationView, ResizeRequest};
 use agentd_core::config::Config;
 use agentd_core::error::Code;
 use agentd_core::instance::{Kind, Observed, Ref, State, Target};
-use agentd_core::operation::{Outcome, StepState, Who};
-use agentd_core::plan::{HostCapacity, Values};
+use agentd_core::ledger::Charge;
+use agentd_core::operation::{Identity, Operation, Outcome, StepState, Who};
+use agentd_core::pattern::Pattern;
+use agentd_core::plan::{Aim, HostCapacity, Plan, Targets, Values, Verb};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use futures_util::FutureExt;
 use proptest::prelude::*;
+use sha2::Digest;
 
 use super::{Ask, Engine, Failure, Peer, Settings, Wish};
 use crate::backend::fake::{Fake, FakeSpec};
 use crate::backend::{Backend, Look};
-use crate::store::{Location, Store};
+use crate::clock::now_ms;
+use crate::inventory::Book;
+use crate::store::{Entry, Key, Location, Page, Store, Told};
 
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(16 * 1024) };
 
@@ -36,9 +41,14 @@ fn engine(spec: serde_json::Value, config: &str) -> (Engine, Arc<Fake>) {
 
 /// A store in memory, of its own.
 fn store() -> Store {
+    Store::inline(store_location(), true)
+}
+
+/// Where there is no store yet. One in memory is there as long as somebody has it open.
+fn store_location() -> Location {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("/engine-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    Store::inline(Location { path: name.into(), vfs: Some("memdb".into()) }, true)
+    Location { path: name.into(), vfs: Some("memdb".into()) }
 }
 
 /// One VM `web`: 2 of 4 vCPUs, 1 of 4 GiB, 200 MiB in use, and these faults.
@@ -548,13 +558,129 @@ async fn an_instance_that_is_renamed_keeps_its_holds_and_is_charged_once() {
     let charge = book.ledger().committed();
     book.hold(&reference(), HoldKind::NeedsAttention, "look".into());
     let begun = book.moment();
-    assert!(book.record(renamed.clone(), begun, &config, false).is_none(), "a new name is no drift");
+    assert!(book.record(renamed.clone(), begun, &config).is_none(), "a new name is no drift");
     assert!(book.get(&reference()).is_none());
     assert_eq!(book.get(&renamed.reference).unwrap().holds.len(), 1);
     assert_eq!(book.ledger().committed(), charge);
     // What a change in flight holds under its old name it finds by itself.
     book.begin(&renamed.reference, charge);
     let begun = book.moment();
-    book.record(seen(&fake).now_or_never().unwrap(), begun, &config, false);
+    book.record(seen(&fake).now_or_never().unwrap(), begun, &config);
     assert!(book.get(&reference()).is_none());
+}
+
+/// Targets of a change of vCPUs only.
+fn of_cpus() -> Targets {
+    let two = Some(Limit::At(Cpus::whole(2)));
+    let requested = Limit::At(Cpus::whole(3));
+    let aim = Aim { before: two, saved_before: two, requested, saved_requested: None, live: true, saved: true };
+    Targets { cpus: Some(aim), ..Targets::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_changed_beside_a_change_is_told_and_its_own_is_not() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    let mut after = seen(&fake).await;
+    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
+    after.memory.accepted = Some(Limit::At(ByteCount::mib(512)));
+    let config = engine.settings().config.clone();
+    let mut book = engine.book();
+    let charge = book.ledger().committed();
+    book.begin(&reference(), charge);
+    let seen = Some((after, book.moment()));
+    let drift = book.end(&reference(), &of_cpus(), seen, &config, true).unwrap();
+    assert!(matches!(drift.moves[..], [Move::Memory(_)]), "{drift:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_end_was_not_seen_keeps_its_charge_and_is_no_drift_after_a_restart_either() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    let mut after = seen(&fake).await;
+    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
+    let config = engine.settings().config.clone();
+    let mut book = engine.book();
+    let grown = Charge { cpus: Cpus::whole(3), ..book.ledger().committed() };
+    book.begin(&reference(), grown);
+    assert!(book.end(&reference(), &of_cpus(), None, &config, true).is_none());
+    let rows = book.take_unrecorded();
+    let [Entry::Instance(row)] = &rows[..] else { panic!("{rows:?}") };
+    let mut later = Book::new(&config, HOST, "later".into());
+    later.restore((**row).clone(), &config);
+    assert_eq!(later.ledger().committed(), grown);
+    let begun = later.moment();
+    assert!(later.record(after.clone(), begun, &config).is_none(), "it is the change's own");
+    let begun = later.moment();
+    after.cpus.accepted = Some(Limit::At(Cpus::whole(2)));
+    assert!(later.record(after, begun, &config).is_some());
+    assert_eq!(later.ledger().committed().cpus, Cpus::whole(2));
+    let rows = later.take_unrecorded();
+    assert!(matches!(&rows[..], [Entry::Instance(row)] if row.unseen.is_none()), "{rows:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_caller_may_not_see_takes_no_place_on_its_page() {
+    let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let rule = ResolvedRule {
+        description: "[[access]] 1".into(),
+        principal: ResolvedPrincipal::Uid(7),
+        rights: [Right::Read, Right::Admin].into_iter().collect(),
+        pattern: Pattern::parse("vm/web").unwrap(),
+    };
+    let Settings { config, host, .. } = &*engine.settings();
+    let access = AccessTable::new(vec![rule], 0);
+    engine.set_settings(Settings { config: config.clone(), access, host: *host, notes: Vec::new() });
+    let body = serde_json::json!({"cpus": 3});
+    let made = submit(&engine, resize(&body, SHORT)).await.unwrap();
+    let mut entries = Vec::new();
+    for n in 0..250 {
+        let other = Ref::new(Kind::Vm, "other").unwrap();
+        let identity = Identity { id: "2".into(), boot: None };
+        let plan = Plan::empty(other.clone(), identity, Verb::Resize);
+        let mut operation = Operation::new(format!("8{n:03}"), peer().who, plan, 0);
+        operation.outcome = Outcome::Changed;
+        let entry = HistoryEntry { who: Some(peer().who), ..HistoryEntry::new(Happening::Change, other.to_string()) };
+        entries.push(Entry::Operation(Box::new(operation), None));
+        entries.push(Entry::History(Box::new(Told { entry, at_ms: 0, mark: n.to_string() })));
+    }
+    engine.store().commit(entries).await.unwrap();
+    let partial = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    let seen = engine.operations(&partial, None, 10).await.unwrap();
+    assert_eq!(seen.iter().map(|view| &view.operation).collect::<Vec<_>>(), [&made.operation]);
+    let page = Page { limit: 10, ..Page::default() };
+    let history = engine.history(&partial, page.clone()).await.unwrap();
+    assert_eq!((history.items.len(), history.next), (1, None));
+    // Who may see everything gets it page by page, nothing twice and nothing left out.
+    let mut page = Page { limit: 100, ..page };
+    let mut places = Vec::new();
+    loop {
+        let history = engine.history(&peer(), page.clone()).await.unwrap();
+        places.extend(history.items.iter().map(|entry| entry.seq));
+        let Some(next) = history.next else { break };
+        page.before = Some(next);
+    }
+    assert_eq!(places, (1..=251).rev().collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_a_kind_that_was_switched_off_stays_as_it_was_cut_off_and_is_told_so() {
+    let location = store_location();
+    let store = Store::inline(location.clone(), true);
+    store.load(0).await.unwrap();
+    let plan = Plan::empty(reference(), Identity { id: "1".into(), boot: None }, Verb::Resize);
+    let operation = Operation::new("1".into(), peer().who, plan, now_ms());
+    let request = sha2::Sha256::digest(b"request").to_vec();
+    let key = Key { uid: 0, key: "key".into(), request, operation: "1".into(), born_ms: now_ms() };
+    store.commit(vec![Entry::Operation(Box::new(operation), None), Entry::Key(key)]).await.unwrap();
+    let config = Config::parse("test", CONFIG).unwrap();
+    let settings = Settings { config, access: AccessTable::new(Vec::new(), 0), host: HOST, notes: Vec::new() };
+    let engine = Engine::new(Vec::new(), settings, Store::inline(location, false), "test".into());
+    engine.restore().await.unwrap();
+    let again = engine.submit(peer(), resize(&serde_json::json!({}), SHORT), Some(("key".into(), "request".into())));
+    let failure = engine.reply(again.unwrap()).await.unwrap_err();
+    assert_eq!(failure.problem.code, Code::BackendUnavailable);
+    assert!(failure.problem.detail.contains("switched off"), "{}", failure.problem);
+    assert_eq!(engine.operation(&peer(), "1").await.unwrap().outcome, Outcome::Running);
+    drop(store);
 }

@@ -135,7 +135,7 @@ impl Engine {
                 let begun = self.book().moment();
                 match backend.observe(&name, Look::Plain).await {
                     Ok(observed) => {
-                        let drift = self.book().record(observed, begun, &self.settings().config, false);
+                        let drift = self.book().record(observed, begun, &self.settings().config);
                         self.drifted(drift);
                     }
                     // Gone, or not to be seen: a listing tells which.
@@ -154,17 +154,9 @@ impl Engine {
             tracing::warn!(instance = %reference, ?moves, repair, "changed behind agentd's back");
             let detail = if repair { "it is to be put back ([[limit]] repair_drift)" } else { "it is left as it is" };
             let entry = HistoryEntry {
-                seq: 0,
-                at: String::new(),
-                happening: Happening::Drift,
-                reference: reference.to_string(),
-                who: None,
-                operation: None,
-                verb: None,
-                outcome: None,
                 moves: moves.clone(),
-                code: None,
                 detail: Some(detail.to_owned()),
+                ..HistoryEntry::new(Happening::Drift, reference.to_string())
             };
             let mut entries = self.book().take_unrecorded();
             let mark = format!("drift/{version}");

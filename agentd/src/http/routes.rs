@@ -217,8 +217,11 @@ async fn instance(
 }
 
 fn one_instance(instance: &Instance) -> Response {
-    let mut response = json(StatusCode::OK, instance);
-    if let Ok(etag) = format!("\"{}\"", instance.version).parse() {
+    with_etag(json(StatusCode::OK, instance), Some(instance))
+}
+
+fn with_etag(mut response: Response, instance: Option<&Instance>) -> Response {
+    if let Some(etag) = instance.and_then(|instance| format!("\"{}\"", instance.version).parse().ok()) {
         response.headers_mut().insert(header::ETAG, etag);
     }
     response
@@ -306,7 +309,7 @@ async fn undo(
     headers: HeaderMap,
     body: Json<UndoRequest>,
 ) -> Result<Response, Refusal> {
-    let Path(id) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
+    let Path(id) = path.map_err(bad_path)?;
     let wait = duration("wait", body.value.wait.as_deref())?.unwrap_or(DEFAULT_WAIT);
     let operation = engine.recorded(&peer, &id).await?;
     let (target, dry_run) = (Target::Full(operation.reference.clone()), body.value.dry_run);
@@ -417,7 +420,7 @@ async fn operation(
     Extension(peer): Extension<Peer>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refusal> {
-    let Path(id) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
+    let Path(id) = path.map_err(bad_path)?;
     Ok(json(StatusCode::OK, &engine.operation(&peer, &id).await?))
 }
 
@@ -448,35 +451,27 @@ async fn change(
     };
     let request = format!("{verb} {target:?} {if_version:?} {}", String::from_utf8_lossy(text));
     let key = text_header(headers, "idempotency-key")?.map(|key| (key.to_owned(), request));
-    let bound = prefer_wait(headers)?;
+    // A dry run leaves nothing behind that could be looked at later.
+    let bound = prefer_wait(headers)?.filter(|_| !dry_run);
     let ask = Ask { target, wish, right, dry_run, if_version };
     let submitted = engine.submit(peer.clone(), ask.clone(), key)?;
     let reply = match bound {
         None => engine.reply(submitted).await,
         Some(bound) => match tokio::time::timeout(bound, engine.reply(submitted.clone())).await {
             Ok(reply) => reply,
-            Err(_) => {
-                engine.acknowledge(&submitted, &peer, &ask).await?;
-                match engine.running(&submitted.id).await {
-                    Some(view) if view.outcome == Outcome::Running => {
-                        crate::failpoint::reach("reply: before").await;
-                        return Ok(accepted(&submitted.id, &view));
-                    }
-                    // It ended this very moment.
-                    _ => engine.reply(submitted).await,
+            Err(_) => match engine.acknowledge(&submitted, &peer, &ask).await {
+                Some(view) => {
+                    crate::failpoint::reach("reply: before").await;
+                    return Ok(accepted(&submitted.id, &view));
                 }
-            }
+                None => engine.reply(submitted).await,
+            },
         },
     };
     crate::failpoint::reach("reply: before").await;
     let view = reply?;
     let status = if view.outcome == Outcome::Running { StatusCode::ACCEPTED } else { StatusCode::OK };
-    let mut response = json(status, &view);
-    let etag = view.instance.as_ref().and_then(|instance| format!("\"{}\"", instance.version).parse().ok());
-    if let Some(etag) = etag {
-        response.headers_mut().insert(header::ETAG, etag);
-    }
-    Ok(response)
+    Ok(with_etag(json(status, &view), view.instance.as_ref()))
 }
 
 /// The reply to a caller that doesn't want to wait longer: where to look.
@@ -498,8 +493,12 @@ fn anywhere(engine: &Engine, peer: &Peer, right: Right) -> Result<(), Problem> {
 }
 
 fn decode_path(path: Result<Path<(String, String)>, PathRejection>) -> Result<Target, Problem> {
-    let Path((kind, name)) = path.map_err(|rejection| Problem::new(Code::InvalidRequest, rejection.body_text()))?;
+    let Path((kind, name)) = path.map_err(bad_path)?;
     Ok(Target::Full(Ref::new(kind.parse()?, &name)?))
+}
+
+fn bad_path(rejection: PathRejection) -> Problem {
+    Problem::new(Code::InvalidRequest, rejection.body_text())
 }
 
 fn full_reference(text: Option<&str>) -> Result<Option<Ref>, Problem> {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use agentd_core::api::{HistoryEntry, Hold};
-use agentd_core::instance::{Observed, Ref};
+use agentd_core::api::HistoryEntry;
+use agentd_core::instance::Ref;
 use agentd_core::operation::Operation;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use serde::Serialize;
@@ -113,9 +113,14 @@ impl Db {
         Ok(Db { connection })
     }
 
-    /// Writes all entries or none of them; what it wrote is on the disk when it returns.
+    /// Writes all entries or none of them; what it wrote is on the disk when it returns. With none it still writes: whether
+    /// the disk takes anything is the question then.
     pub(super) fn commit<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
+        let mut entries = entries.peekable();
+        if entries.peek().is_none() {
+            schema::touch(&transaction)?;
+        }
         for entry in entries {
             write(&transaction, entry)?;
         }
@@ -130,15 +135,17 @@ impl Db {
             Ok(rows.collect::<Result<_, _>>()?)
         };
         let open = rows("SELECT body FROM operations WHERE open = 1 ORDER BY id")?;
-        let mut statement = self.connection.prepare("SELECT stamp, version, holds, observed FROM instances")?;
-        let instances = statement.query_map([], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, String>(3)?))
-        })?;
+        let mut statement = self.connection.prepare("SELECT stamp, version, holds, observed, unseen FROM instances")?;
+        let mut instances = statement.query([])?;
         let mut remembered = Vec::new();
-        for row in instances {
-            let (stamp, version, holds, observed) = row?;
-            let (holds, observed): (Vec<Hold>, Observed) = (parse(&holds)?, parse(&observed)?);
-            remembered.push(Remembered { stamp: stamp.unsigned_abs(), observed, version, holds });
+        while let Some(row) = instances.next()? {
+            remembered.push(Remembered {
+                stamp: row.get::<_, i64>(0)?.unsigned_abs(),
+                version: row.get(1)?,
+                holds: parse(&row.get::<_, String>(2)?)?,
+                observed: parse(&row.get::<_, String>(3)?)?,
+                unseen: row.get::<_, Option<String>>(4)?.map(|charge| parse(&charge)).transpose()?,
+            });
         }
         let mut statement =
             self.connection.prepare("SELECT uid, key, request, operation, born_ms FROM keys WHERE born_ms >= ?1")?;
@@ -193,18 +200,20 @@ impl Reader {
         Ok(Some(Recorded { operation: parse(&body)?, reply, unwritten: false }))
     }
 
-    /// The newest operations first, those of one instance and of one caller where they are named.
+    /// The newest operations first: those of one instance, of one caller, from before one of them, where these are named.
     pub(super) fn newest(
         &self,
         reference: Option<&str>,
         uid: Option<u32>,
+        before: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Operation>, StoreError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT body FROM operations
-             WHERE (?1 IS NULL OR reference = ?1) AND (?2 IS NULL OR uid = ?2) ORDER BY id DESC LIMIT ?3",
+             WHERE (?1 IS NULL OR reference = ?1) AND (?2 IS NULL OR uid = ?2) AND (?3 IS NULL OR id < ?3)
+             ORDER BY id DESC LIMIT ?4",
         )?;
-        let rows = statement.query_map(params![reference, uid, count(limit)], |row| row.get::<_, String>(0))?;
+        let rows = statement.query_map(params![reference, uid, before, count(limit)], |row| row.get::<_, String>(0))?;
         rows.map(|body| parse(&body?)).collect()
     }
 
@@ -286,10 +295,11 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
         Entry::Instance(instance) => {
             transaction
                 .prepare_cached(
-                    "INSERT INTO instances (reference, stamp, version, holds, observed) VALUES (?1, ?2, ?3, ?4, ?5)
+                    "INSERT INTO instances (reference, stamp, version, holds, observed, unseen)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                      ON CONFLICT (reference) DO UPDATE SET
                          stamp = excluded.stamp, version = excluded.version, holds = excluded.holds,
-                         observed = excluded.observed
+                         observed = excluded.observed, unseen = excluded.unseen
                      WHERE excluded.stamp > stamp",
                 )?
                 .execute(params![
@@ -297,7 +307,8 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
                     signed(instance.stamp),
                     instance.version,
                     text(&instance.holds)?,
-                    text(&instance.observed)?
+                    text(&instance.observed)?,
+                    instance.unseen.as_ref().map(text).transpose()?
                 ])?;
         }
         Entry::Gone(reference, stamp) => {

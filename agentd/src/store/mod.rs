@@ -23,8 +23,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentd_core::api::{HistoryEntry, Hold, OperationView};
+use agentd_core::api::{Happening, HistoryEntry, Hold, OperationView};
 use agentd_core::instance::{Observed, Ref};
+use agentd_core::ledger::Charge;
 use agentd_core::operation::Operation;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::oneshot;
@@ -35,7 +36,7 @@ use crate::engine::Failure;
 
 /// How often a store in trouble is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// The most entries that are kept in memory for a disk that takes none; more than any number of changes under way leaves.
+/// The most entries that are kept in memory for a disk that takes none.
 const BACKLOG: usize = 100_000;
 
 /// Why the store gave or took nothing.
@@ -50,6 +51,18 @@ pub enum StoreError {
     /// The disk doesn't take it.
     #[error("the record can't be written: {0}")]
     Unwritable(String),
+}
+
+impl StoreError {
+    /// The same with the file's path.
+    fn of(&self, path: &Path) -> Self {
+        let with = |why: &str| format!("{why} ({})", path.display());
+        match self {
+            StoreError::InUse(state_dir) => StoreError::InUse(state_dir.clone()),
+            StoreError::Unreadable(why) => StoreError::Unreadable(with(why)),
+            StoreError::Unwritable(why) => StoreError::Unwritable(with(why)),
+        }
+    }
 }
 
 impl From<rusqlite::Error> for StoreError {
@@ -90,6 +103,8 @@ pub struct Remembered {
     pub version: String,
     /// What blocks its changes, but for what a restart finds out by itself.
     pub holds: Vec<Hold>,
+    /// What it stays charged until it is seen again, where a change of it ended and what it left was not seen.
+    pub unseen: Option<Charge>,
 }
 
 /// What an earlier life of the daemon left behind.
@@ -116,7 +131,7 @@ struct Shared {
     reader: Mutex<Option<Reader>>,
     live: Live,
     /// Why nothing can be written now.
-    trouble: Arc<Mutex<Option<String>>>,
+    trouble: Arc<Mutex<Option<StoreError>>>,
     /// Whether it was read: what isn't known to be the record is not read from either.
     loaded: AtomicBool,
 }
@@ -141,7 +156,7 @@ impl Store {
     /// The store in a state directory, which nothing has looked at yet: [`Store::load`] comes first.
     pub fn new(state_dir: &Path) -> Self {
         let location = Location { path: state_dir.join("agentd.db"), vfs: None };
-        let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
+        let trouble = Arc::new(Mutex::new(Some(StoreError::Unreadable("it was not read yet".into()))));
         let live = Live::default();
         let writer = Writer::new(location.clone(), Some(state_dir.to_owned()), Arc::clone(&trouble), Arc::clone(&live));
         let (send, receive) = channel();
@@ -155,14 +170,14 @@ impl Store {
     /// A store without a thread, at a location of the caller's choice. `may_be_new` says whether it may be empty.
     #[cfg(any(test, feature = "fake"))]
     pub fn inline(location: Location, may_be_new: bool) -> Self {
-        let trouble = Arc::new(Mutex::new(Some("it was not read yet".to_owned())));
+        let trouble = Arc::new(Mutex::new(Some(StoreError::Unreadable("it was not read yet".into()))));
         let live = Live::default();
         let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble), Arc::clone(&live));
         writer.may_be_new = may_be_new;
         Store::with(location, Access::Inline(Box::new(Mutex::new(writer))), trouble, live)
     }
 
-    fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<String>>>, live: Live) -> Self {
+    fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<StoreError>>>, live: Live) -> Self {
         let (reader, loaded) = (Mutex::default(), AtomicBool::new(false));
         Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded }) }
     }
@@ -200,26 +215,9 @@ impl Store {
 
     async fn write(&self, entries: Vec<Entry>, kept: bool) -> Result<(), StoreError> {
         crate::failpoint::reach("store: before").await;
-        let operation = entries.iter().find_map(|entry| match entry {
-            Entry::Operation(operation, reply) => Some((operation.clone(), reply.clone())),
-            _ => None,
-        });
         let (answer, written) = oneshot::channel();
         self.send(Work::Commit { entries, kept, answer: Some(answer) });
         let written = written.await.unwrap_or_else(|_| Err(gone()));
-        if let Some((operation, reply)) = operation
-            && (written.is_ok() || kept)
-        {
-            let ended = written.is_ok() && !operation.is_open();
-            let mut live = self.live();
-            if ended {
-                live.remove(&operation.id);
-            } else {
-                let (reply, unwritten) = (reply.map(|reply| *reply), written.is_err());
-                let recorded = Recorded { operation: *operation, reply, unwritten };
-                live.insert(recorded.operation.id.clone(), recorded);
-            }
-        }
         crate::failpoint::reach("store: after").await;
         written
     }
@@ -231,12 +229,17 @@ impl Store {
         }
     }
 
-    /// Whether another operation of an instance has no end yet.
-    pub fn has_open(&self, reference: &Ref, but: &str) -> bool {
-        self.live()
-            .values()
-            .map(|recorded| &recorded.operation)
-            .any(|operation| operation.reference == *reference && operation.id != but && operation.is_open())
+    /// Whether another operation of the same instance has no end yet, under whichever name that was begun.
+    pub fn has_open_beside(&self, operation: &Operation) -> bool {
+        // One that never had a plan knows its instance by name only.
+        let id = Some(&operation.identity.id).filter(|id| !id.is_empty());
+        let same = |other: &Operation| {
+            let (here, there) = (&operation.reference, &other.reference);
+            here == there || (here.kind() == there.kind() && id == Some(&other.identity.id))
+        };
+        let live = self.live();
+        let mut others = live.values().map(|recorded| &recorded.operation).filter(|other| other.id != operation.id);
+        others.any(|other| other.is_open() && same(other))
     }
 
     /// An operation by its id.
@@ -249,22 +252,24 @@ impl Store {
         self.read(move |reader| reader.operation(&id)).await
     }
 
-    /// The newest operations first, those of one instance and of one caller where they are named.
+    /// The newest operations first: those of one instance, of one caller, from before one of them, where these are named.
     pub async fn newest(
         &self,
         reference: Option<String>,
         uid: Option<u32>,
+        before: Option<String>,
         limit: usize,
     ) -> Result<Vec<Operation>, StoreError> {
         let fits = |operation: &Operation| {
             reference.as_deref().is_none_or(|reference| operation.reference.as_str() == reference)
                 && uid.is_none_or(|uid| operation.who.uid == uid)
+                && before.as_deref().is_none_or(|before| operation.id.as_str() < before)
         };
         let mut newest: Vec<Operation> = {
             let live = self.live();
             live.values().map(|recorded| &recorded.operation).filter(|operation| fits(operation)).cloned().collect()
         };
-        let filed = self.read(move |reader| reader.newest(reference.as_deref(), uid, limit)).await?;
+        let filed = self.read(move |reader| reader.newest(reference.as_deref(), uid, before.as_deref(), limit)).await?;
         newest.extend(filed);
         // What is under way is in the file too, as it was then; a stable sort leaves the newer one first.
         newest.sort_by(|a, b| b.id.cmp(&a.id));
@@ -284,7 +289,7 @@ impl Store {
     }
 
     /// Why nothing can be written now, where that is so.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn trouble(&self) -> Option<StoreError> {
         lock(&self.shared.trouble).clone()
     }
 
@@ -293,7 +298,7 @@ impl Store {
         job: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         if !self.shared.loaded.load(Ordering::Acquire) {
-            return Err(StoreError::Unreadable(self.trouble().unwrap_or_else(|| "it is being read".into())));
+            return Err(self.trouble().unwrap_or_else(|| StoreError::Unreadable("it is being read".into())));
         }
         let shared = Arc::clone(&self.shared);
         let job = move || {
@@ -356,12 +361,17 @@ struct Writer {
     /// Inode and length of the file when it was last seen to be whole.
     seen: Option<(u64, u64)>,
     backlog: Vec<Entry>,
-    trouble: Arc<Mutex<Option<String>>>,
+    trouble: Arc<Mutex<Option<StoreError>>>,
     live: Live,
 }
 
 impl Writer {
-    fn new(location: Location, state_dir: Option<PathBuf>, trouble: Arc<Mutex<Option<String>>>, live: Live) -> Self {
+    fn new(
+        location: Location,
+        state_dir: Option<PathBuf>,
+        trouble: Arc<Mutex<Option<StoreError>>>,
+        live: Live,
+    ) -> Self {
         Writer {
             location,
             state_dir,
@@ -422,6 +432,7 @@ impl Writer {
                 lock(&self.live).retain(|_, recorded| recorded.operation.is_open());
             }
             for (entries, kept, answer) in commits {
+                self.show(&entries, kept, written.is_err());
                 if written.is_err() && kept {
                     self.backlog.extend(entries);
                 }
@@ -429,8 +440,7 @@ impl Writer {
                     let _ = answer.send(written.clone());
                 }
             }
-            let over = self.backlog.len().saturating_sub(BACKLOG);
-            self.backlog.drain(..over);
+            shorten(&mut self.backlog, BACKLOG);
         }
         for (history_before_ms, keys_before_ms) in prunes {
             if let Some(db) = &mut self.db
@@ -441,10 +451,27 @@ impl Writer {
         }
     }
 
+    /// What reads find of operations before they find the file.
+    fn show(&self, entries: &[Entry], kept: bool, unwritten: bool) {
+        let mut live = lock(&self.live);
+        for entry in entries {
+            match entry {
+                Entry::Operation(operation, _) if !unwritten && !operation.is_open() => {
+                    drop(live.remove(&operation.id))
+                }
+                Entry::Operation(operation, reply) if !unwritten || kept => {
+                    let (operation, reply) = (*operation.clone(), reply.as_deref().cloned());
+                    live.insert(operation.id.clone(), Recorded { operation, reply, unwritten });
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Says when the store gets into trouble and when it is out of it, once each.
     fn tell(&self, error: Option<&StoreError>) {
         let mut trouble = lock(&self.trouble);
-        let now = error.map(|error| format!("{error} ({})", self.location.path.display()));
+        let now = error.map(|error| error.of(&self.location.path));
         match (&*trouble, &now) {
             (_, Some(now)) if trouble.as_ref() != Some(now) => {
                 tracing::error!("{now}: changes are refused until that is put right; reads go on");
@@ -484,6 +511,34 @@ impl Writer {
         }
         (self.db, self.loaded, self.may_be_new) = (Some(db), true, false);
         Ok(loaded)
+    }
+}
+
+/// Keeps a backlog to a length: of what is known of an instance only the newest counts, and after that the oldest drift goes.
+/// How a change ended never does; there are only as many as were under way when the disk took no more.
+fn shorten(backlog: &mut Vec<Entry>, most: usize) {
+    if backlog.len() <= most {
+        return;
+    }
+    let row = |entry: &Entry| match entry {
+        Entry::Instance(remembered) => Some((remembered.observed.reference.clone(), remembered.stamp)),
+        Entry::Gone(reference, stamp) => Some((reference.clone(), *stamp)),
+        _ => None,
+    };
+    let mut newest: HashMap<Ref, u64> = HashMap::new();
+    for (reference, stamp) in backlog.iter().filter_map(row) {
+        newest.entry(reference).and_modify(|newest| *newest = stamp.max(*newest)).or_insert(stamp);
+    }
+    backlog.retain(|entry| row(entry).is_none_or(|(reference, stamp)| newest.get(&reference) == Some(&stamp)));
+    let mut over = backlog.len().saturating_sub(most);
+    let dropped = over;
+    backlog.retain(|entry| {
+        let goes = over > 0 && matches!(entry, Entry::History(told) if told.entry.happening == Happening::Drift);
+        over -= usize::from(goes);
+        !goes
+    });
+    if dropped > over {
+        tracing::error!(count = dropped - over, "drift that no disk took for too long is left out of the history");
     }
 }
 

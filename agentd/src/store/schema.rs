@@ -33,7 +33,8 @@ CREATE TABLE instances (
     stamp       INTEGER NOT NULL,           -- grows with what is known of it
     version     TEXT NOT NULL,
     holds       TEXT NOT NULL,              -- JSON
-    observed    TEXT NOT NULL               -- the last observation: what was accepted, JSON
+    observed    TEXT NOT NULL,              -- the last observation: what was accepted, JSON
+    unseen      TEXT                        -- what it stays charged: a change of it ended that was not seen yet, JSON
 ) WITHOUT ROWID;
 CREATE TABLE history (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,

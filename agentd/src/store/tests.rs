@@ -2,24 +2,15 @@
 
 use agentd_core::api::{Happening, HistoryEntry};
 use agentd_core::instance::{Kind, Ref};
-use agentd_core::ledger::Charge;
 use agentd_core::operation::{Identity, Outcome, Who};
-use agentd_core::plan::{Plan, Targets, Verb};
+use agentd_core::plan::{Plan, Verb};
 use tempfile::TempDir;
 
 use super::*;
 
 fn operation(id: &str, outcome: Outcome) -> Operation {
-    let plan = Plan {
-        reference: Ref::new(Kind::Vm, "web").unwrap(),
-        identity: Identity { id: "1".into(), boot: None },
-        verb: Verb::Resize,
-        targets: Targets::default(),
-        steps: Vec::new(),
-        charge: Charge::ZERO,
-        undoes: None,
-        notes: Vec::new(),
-    };
+    let identity = Identity { id: "1".into(), boot: None };
+    let plan = Plan::empty(Ref::new(Kind::Vm, "web").unwrap(), identity, Verb::Resize);
     let who = Who { uid: 7, gid: 7, pid: 1, command: "test".into() };
     Operation { outcome, ..Operation::new(id.into(), who, plan, 1000) }
 }
@@ -29,19 +20,7 @@ fn entry(operation: &Operation) -> Entry {
 }
 
 fn told(mark: &str) -> Entry {
-    let entry = HistoryEntry {
-        seq: 0,
-        at: String::new(),
-        happening: Happening::Drift,
-        reference: "vm/web".into(),
-        who: None,
-        operation: None,
-        verb: None,
-        outcome: None,
-        moves: Vec::new(),
-        code: None,
-        detail: Some(mark.into()),
-    };
+    let entry = HistoryEntry { detail: Some(mark.into()), ..HistoryEntry::new(Happening::Drift, "vm/web".into()) };
     Entry::History(Box::new(Told { entry, at_ms: 1_700_000_000_123, mark: mark.into() }))
 }
 
@@ -99,8 +78,8 @@ async fn what_was_committed_is_there_after_a_restart() {
     let (store, loaded) = open(&dir).await;
     let loaded = loaded.unwrap();
     assert_eq!((loaded.unfinished, loaded.keys), (vec![running.clone()], vec![key]));
-    assert_eq!(store.newest(None, Some(7), 10).await.unwrap(), vec![running, ended]);
-    assert!(store.newest(None, Some(8), 10).await.unwrap().is_empty());
+    assert_eq!(store.newest(None, Some(7), None, 10).await.unwrap(), vec![running, ended]);
+    assert!(store.newest(None, Some(8), None, 10).await.unwrap().is_empty());
     let history = store.history(Page { limit: 10, ..Page::default() }).await.unwrap();
     let told: Vec<_> = history.iter().map(|entry| (entry.seq, entry.detail.as_deref().unwrap())).collect();
     assert_eq!(told, [(2, "b"), (1, "a")], "what is told twice is in it once");
@@ -119,7 +98,33 @@ async fn an_operation_under_way_is_read_as_it_stands() {
     running.notes.push("half-way".into());
     store.show(&running);
     assert_eq!(store.operation("1").await.unwrap().unwrap().operation, running);
-    assert_eq!(store.newest(None, None, 10).await.unwrap(), [running]);
+    assert_eq!(store.newest(None, None, None, 10).await.unwrap(), [running]);
+}
+
+#[test]
+fn a_backlog_keeps_how_changes_ended_and_the_newest_of_each_instance() {
+    let row = |name: &str, stamp| Entry::Gone(Ref::new(Kind::Vm, name).unwrap(), stamp);
+    let mut backlog: Vec<Entry> = Vec::new();
+    for n in 0..10 {
+        backlog.push(row("web", if n == 3 { 100 } else { n }));
+        backlog.push(told(&n.to_string()));
+        backlog.push(entry(&operation(&n.to_string(), Outcome::Changed)));
+    }
+    let mut whole = backlog.clone();
+    shorten(&mut whole, 30);
+    assert_eq!(whole.len(), 30);
+    shorten(&mut backlog, 15);
+    let rows: Vec<u64> =
+        backlog.iter().filter_map(|e| if let Entry::Gone(_, n) = e { Some(*n) } else { None }).collect();
+    assert_eq!(rows, [100], "by its stamp, whichever came last");
+    let marks: Vec<&str> = backlog
+        .iter()
+        .filter_map(|e| if let Entry::History(told) = e { Some(told.mark.as_str()) } else { None })
+        .collect();
+    assert_eq!(marks, ["6", "7", "8", "9"], "the oldest drift goes");
+    assert_eq!(backlog.iter().filter(|entry| matches!(entry, Entry::Operation(..))).count(), 10);
+    shorten(&mut backlog, 3);
+    assert_eq!(backlog.iter().filter(|entry| matches!(entry, Entry::Operation(..))).count(), 10);
 }
 
 #[tokio::test]

@@ -23,7 +23,11 @@ pub(super) fn over_cap(fake: &Fake, most: Cpus) -> Option<String> {
 }
 
 async fn operations(engine: &Engine) -> Result<Vec<Operation>, String> {
-    engine.store().newest(None, None, usize::MAX).await.map_err(|error| format!("the record can't be read: {error}"))
+    engine
+        .store()
+        .newest(None, None, None, usize::MAX)
+        .await
+        .map_err(|error| format!("the record can't be read: {error}"))
 }
 
 /// Whether every operation has its end and no instance waits for one.

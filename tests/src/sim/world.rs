@@ -319,11 +319,8 @@ impl World {
             said.push(Said { key, id, reply: None, acknowledged: false });
             said.len() - 1
         };
-        if request.hurried && engine.acknowledge(&submitted, &peer(), &ask).await.is_ok() && !self.disk.is_down() {
-            let running = engine.running(&submitted.id).await;
-            if running.is_some_and(|view| view.outcome == Outcome::Running) {
-                self.said.borrow_mut()[place].acknowledged = true;
-            }
+        if request.hurried && engine.acknowledge(&submitted, &peer(), &ask).await.is_some() && !self.disk.is_down() {
+            self.said.borrow_mut()[place].acknowledged = true;
         }
         let reply = engine.reply(submitted).await;
         // Nobody hears of a host without power.
@@ -339,7 +336,7 @@ impl World {
     }
 
     async fn newest_change(&self, instance: &str, engine: &Engine) -> Option<agentd_core::operation::Operation> {
-        let newest = engine.store().newest(Some(format!("vm/{instance}")), None, 5).await.ok()?;
+        let newest = engine.store().newest(Some(format!("vm/{instance}")), None, None, 5).await.ok()?;
         newest.into_iter().find(|operation| matches!(operation.outcome, Outcome::Changed | Outcome::Pending))
     }
 

@@ -323,6 +323,22 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
+impl Plan {
+    /// A plan with nothing in it yet: no step, no charge.
+    pub fn empty(reference: Ref, identity: Identity, verb: Verb) -> Self {
+        Plan {
+            reference,
+            identity,
+            verb,
+            targets: Targets::default(),
+            steps: Vec::new(),
+            charge: Charge::ZERO,
+            undoes: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// All that a plan is made from, borrowed.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -363,17 +379,10 @@ impl Inputs<'_> {
         }
     }
 
-    /// A plan with nothing in it yet.
+    /// A plan with nothing in it yet, charged as its instance is.
     fn empty_plan(&self, verb: Verb) -> Plan {
-        Plan {
-            reference: self.observed.reference.clone(),
-            identity: Identity::of(self.observed),
-            verb,
-            targets: Targets::default(),
-            steps: Vec::new(),
-            charge: self.ledger.charge(&self.observed.reference),
-            undoes: None,
-            notes: Vec::new(),
-        }
+        let (reference, identity) = (self.observed.reference.clone(), Identity::of(self.observed));
+        let charge = self.ledger.charge(&reference);
+        Plan { charge, ..Plan::empty(reference, identity, verb) }
     }
 }

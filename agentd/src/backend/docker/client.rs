@@ -27,8 +27,7 @@ const READ: Duration = Duration::from_secs(10);
 const CHANGE: Duration = Duration::from_secs(20);
 /// bollard's own limit, which ends with the headers: beyond ours, so that ours decides.
 const BOLLARD_SECONDS: u64 = 60;
-
-/// The same for a change: how long one that hangs is remembered.
+/// bollard's own limit for a change: one that hangs is remembered for as long.
 const HUNG_SECONDS: u64 = 24 * 3600;
 
 /// What can tell of a change of limits or state. Not `exec_…`, of which health checks make one a second.
