@@ -168,3 +168,58 @@ fn a_name_that_two_kinds_share_is_ambiguous_and_a_deleted_instance_is_gone() -> 
     assert_eq!(resize(&agentd, name, &json!({"cpus": 1}))?.0, 404);
     Ok(())
 }
+
+#[test]
+fn a_container_that_is_renamed_while_it_is_changed_is_changed_whole_and_charged_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let docker = Docker::start(&lab)?;
+    let agentd = Agentd::with_config(&config(&docker)).start()?;
+    let cgroup = docker.cgroup(&docker.run("db", &["--cpus", "0.5", "-m", "64m", "--memory-swap", "64m"])?)?;
+    let sizes = [(1.0, 96), (0.5, 64)];
+    let (mut changed, mut refused, mut renamed) = (0, 0, 0);
+    std::thread::scope(|scope| -> Result<()> {
+        let changes = scope.spawn(|| -> Result<Vec<(u16, Value)>> {
+            let mut replies = Vec::new();
+            for round in 0..60 {
+                let (cpus, mib) = sizes[round % 2];
+                let name = if round % 4 < 2 { "db" } else { "store" };
+                replies.push(resize(&agentd, name, &json!({"cpus": cpus, "memory": format!("{mib}MiB")}))?);
+            }
+            Ok(replies)
+        });
+        let mut names = ["db", "store"];
+        while !changes.is_finished() {
+            docker.docker(&["rename", names[0], names[1]])?;
+            names.reverse();
+            renamed += 1;
+        }
+        if names[0] == "store" {
+            docker.docker(&["rename", "store", "db"])?;
+        }
+        let replies = changes.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        for (status, reply) in replies {
+            match (status, reply["code"].as_str()) {
+                (200, _) => changed += 1,
+                (404, Some("not-found")) => refused += 1,
+                _ => anyhow::bail!("{status} {reply}"),
+            }
+        }
+        Ok(())
+    })?;
+    println!("{renamed} times renamed, {changed} changes, {refused} under a name that it had no more");
+    let list = wait_until("one name", LIMIT, || {
+        let list = agentd.get("/v1/instances")?.json();
+        Ok((list["total"] == 1 && list["items"][0]["ref"] == "container/db").then_some(list))
+    })?;
+    let instance = &list["items"][0];
+    assert_eq!((&instance["holds"], changed > 10), (&json!([]), true), "{instance}");
+    let (cpus, memory) = (&instance["cpus"]["accepted"], &instance["memory"]["accepted"]);
+    let there = (cgroup.cpu_quota()?.0, cgroup.memory_limit()?);
+    let whole = [(100_000, 1.0, 96), (50_000, 0.5, 64)].into_iter().any(|(quota, limit, mib)| {
+        there == (Some(quota), Some(mib * MIB)) && (cpus, memory) == (&json!(limit), &json!(mib * MIB))
+    });
+    assert!(whole, "{there:?} {instance}");
+    let capacity = agentd.get("/v1/capacity")?.json();
+    assert_eq!((&capacity["cpus"]["committed"], &capacity["memory"]["committed"]), (cpus, memory), "{capacity}");
+    Ok(())
+}

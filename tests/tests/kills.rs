@@ -101,6 +101,64 @@ fn a_real_container_is_wholly_before_or_wholly_after_wherever_the_daemon_is_kill
     bail!("it has no end")
 }
 
+#[test]
+fn a_container_whose_name_goes_to_another_one_while_the_daemon_is_dead_is_found_by_its_id() -> Result<()> {
+    let lab = Lab::new()?;
+    let docker = Docker::start(&lab)?;
+    let size = |milli: u64, mib: u64| {
+        let (quota, memory) = ((milli * 100).to_string(), format!("{mib}m"));
+        ["--cpu-period", "100000", "--cpu-quota", &quota, "-m", &memory, "--memory-swap", &memory].map(str::to_owned)
+    };
+    let run = |name: &str, size: &[String]| -> Result<String> {
+        docker.run(name, &size.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let cgroup = docker.cgroup(&run("web", &size(500, 64))?)?;
+    let config =
+        format!("[docker]\nsocket = \"{}\"\n[capacity]\ncpus = 8\nmemory = \"8GiB\"\n", docker.socket().display());
+    let values = [(500, 64), (1500, 128)];
+    let (mut now, mut moved) = (0, 0);
+    for place in 1..MOST_PLACES {
+        let home = Home::new(&config)?;
+        let (milli, mib) = values[1 - now];
+        let body = json!({"cpus": f64::from(milli) / 1000.0, "memory": format!("{mib}MiB")});
+        let life = home.start(Kill::At(place))?;
+        let headers = [("Content-Type", "application/json")];
+        life.ask("POST", "/v1/instances/container/web/resize", &headers, body.to_string().as_bytes())?;
+        let was_cut_off = !life.settle(&["running", "unknown"])?;
+        life.kill()?;
+        // A call that was under way comes about in the engine, or is gone with its caller, before the name goes away.
+        std::thread::sleep(Duration::from_millis(300));
+        docker.docker(&["rename", "web", "old"])?;
+        let other = docker.cgroup(&run("web", &size(250, 32))?)?;
+
+        let life = home.start(Kill::Never)?;
+        ensure!(life.settle(&["running", "unknown"])?, "it was killed by nobody");
+        let operation = life.operations()?.context("it lives")?.into_iter().next();
+        let made = was_made(operation.as_ref())?;
+        // One that was on record with its plan, and not with its end.
+        moved += usize::from(operation.as_ref().is_some_and(|operation| operation["ref"] == "container/old"));
+        now = if made { 1 - now } else { now };
+        let (milli, mib) = values[now];
+        assert_eq!(cgroup.cpu_quota()?.0, Some(i64::from(milli) * 100), "place {place}: {operation:?}");
+        assert_eq!(cgroup.memory_limit()?, Some(mib * MIB), "place {place}: {operation:?}");
+        assert_eq!((other.cpu_quota()?.0, other.memory_limit()?), (Some(25_000), Some(32 * MIB)), "place {place}");
+        let capacity = life.get("/v1/capacity")?.context("it lives")?;
+        assert_eq!(capacity["cpus"]["committed"], json!(f64::from(milli + 250) / 1000.0), "place {place}: {capacity}");
+        assert_eq!(capacity["memory"]["committed"], (mib + 32) * MIB, "place {place}: {capacity}");
+        let list = life.get("/v1/instances")?.context("it lives")?;
+        let held = list["items"].as_array().is_none_or(|items| items.iter().any(|item| item["holds"] != json!([])));
+        ensure!(!held && list["total"] == 2, "place {place}: {list}");
+        docker.rm("web")?;
+        docker.docker(&["rename", "old", "web"])?;
+        if !was_cut_off {
+            println!("{place} places, at {moved} of them it went on under another name");
+            ensure!(moved > 2, "{moved}");
+            return Ok(());
+        }
+    }
+    bail!("it has no end")
+}
+
 /// What a guest really has: vCPUs by QEMU's threads, its balloon in MiB, and both as they are saved.
 fn truth(guest: &Guest<'_>) -> Result<[u64; 4]> {
     let number = |text: &str, before: &str| -> Result<u64> {
