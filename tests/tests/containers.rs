@@ -215,8 +215,8 @@ fn a_container_that_is_renamed_while_it_is_changed_is_changed_whole_and_charged_
     assert_eq!((&instance["holds"], changed > 10), (&json!([]), true), "{instance}");
     let (cpus, memory) = (&instance["cpus"]["accepted"], &instance["memory"]["accepted"]);
     let there = (cgroup.cpu_quota()?.0, cgroup.memory_limit()?);
-    let whole = [(100_000, 1.0, 96), (50_000, 0.5, 64)].into_iter().any(|(quota, limit, mib)| {
-        there == (Some(quota), Some(mib * MIB)) && (cpus, memory) == (&json!(limit), &json!(mib * MIB))
+    let whole = [(100_000, json!(1), 96), (50_000, json!(0.5), 64)].into_iter().any(|(quota, limit, mib)| {
+        there == (Some(quota), Some(mib * MIB)) && (cpus, memory) == (&limit, &json!(mib * MIB))
     });
     assert!(whole, "{there:?} {instance}");
     let capacity = agentd.get("/v1/capacity")?.json();

@@ -177,8 +177,8 @@ impl Engine {
         if self.inner.restored.load(Ordering::Acquire) {
             return Ok(());
         }
-        let being_read = || StoreError::Unreadable("it is being read".into());
-        Err(unrecorded(&self.store().trouble().unwrap_or_else(being_read)))
+        let unread = || StoreError::Unreadable("it is being read".into());
+        Err(unrecorded(&self.store().trouble().unwrap_or_else(unread)))
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {

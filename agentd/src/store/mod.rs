@@ -156,7 +156,7 @@ impl Store {
     /// The store in a state directory, which nothing has looked at yet: [`Store::load`] comes first.
     pub fn new(state_dir: &Path) -> Self {
         let location = Location { path: state_dir.join("agentd.db"), vfs: None };
-        let trouble = Arc::new(Mutex::new(Some(StoreError::Unreadable("it was not read yet".into()))));
+        let trouble = Arc::new(Mutex::new(Some(unread())));
         let live = Live::default();
         let writer = Writer::new(location.clone(), Some(state_dir.to_owned()), Arc::clone(&trouble), Arc::clone(&live));
         let (send, receive) = channel();
@@ -170,7 +170,7 @@ impl Store {
     /// A store without a thread, at a location of the caller's choice. `may_be_new` says whether it may be empty.
     #[cfg(any(test, feature = "fake"))]
     pub fn inline(location: Location, may_be_new: bool) -> Self {
-        let trouble = Arc::new(Mutex::new(Some(StoreError::Unreadable("it was not read yet".into()))));
+        let trouble = Arc::new(Mutex::new(Some(unread())));
         let live = Live::default();
         let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble), Arc::clone(&live));
         writer.may_be_new = may_be_new;
@@ -298,7 +298,7 @@ impl Store {
         job: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         if !self.shared.loaded.load(Ordering::Acquire) {
-            return Err(self.trouble().unwrap_or_else(|| StoreError::Unreadable("it is being read".into())));
+            return Err(self.trouble().unwrap_or_else(unread));
         }
         let shared = Arc::clone(&self.shared);
         let job = move || {
@@ -337,6 +337,11 @@ impl Store {
     fn live(&self) -> MutexGuard<'_, HashMap<String, Recorded>> {
         lock(&self.shared.live)
     }
+}
+
+/// What there is to say before anything was tried.
+fn unread() -> StoreError {
+    StoreError::Unreadable("it is being read".into())
 }
 
 fn gone() -> StoreError {
@@ -476,7 +481,9 @@ impl Writer {
             (_, Some(now)) if trouble.as_ref() != Some(now) => {
                 tracing::error!("{now}: changes are refused until that is put right; reads go on");
             }
-            (Some(before), None) if self.loaded => tracing::info!("the record can be written; before, {before}"),
+            (Some(before), None) if self.loaded && *before != unread() => {
+                tracing::info!("the record can be written; before, {before}")
+            }
             _ => {}
         }
         *trouble = now;
