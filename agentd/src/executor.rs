@@ -238,7 +238,10 @@ impl<'a> Executor<'a> {
         let reference = &self.operation.reference;
         match (self.operation.verb, seen) {
             (Verb::Start, Some(true)) | (Verb::Stop, Some(false) | None) => {
-                (self.operation.problem, self.operation.outcome) = (None, Outcome::Changed);
+                // Each of its steps is marked before it begins: what has no mark was somebody else's doing.
+                let begun = self.operation.steps.iter().any(|record| record.state != StepState::Skipped);
+                let outcome = if begun { Outcome::Changed } else { Outcome::Unchanged };
+                (self.operation.problem, self.operation.outcome) = (None, outcome);
                 Ended::default()
             }
             (Verb::Stop, Some(true)) if asked => {
