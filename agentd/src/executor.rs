@@ -17,7 +17,9 @@ use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, Usage};
 use agentd_core::operation::{Course, Identity, Operation, Outcome, StepState, same_boot};
-use agentd_core::plan::{Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, reached, unchanged_since};
+use agentd_core::plan::{
+    Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, reached, unchanged_since,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::backend::{Backend, BackendError, Look};
@@ -491,7 +493,8 @@ impl<'a> Executor<'a> {
             let nothing = is_failed && !matches!(reached(&step.action, &observed), Reached::Yes);
             return if nothing { Ok(()) } else { Err(Stuck::Left(format!("{what} can't be taken back"))) };
         };
-        if reached(&undo, &observed) == Reached::Yes {
+        let stands_unseen = self.recovering && may_stand_unseen(&step.action, &observed);
+        if reached(&undo, &observed) == Reached::Yes && !stands_unseen {
             // It failed and left nothing behind, or was taken back before, or by somebody else.
             return Ok(());
         }

@@ -1,17 +1,21 @@
 //! The book: what is known of every instance and what each is charged, under one synchronous lock that is never held over
 //! a call to a backend. Knows nothing of how observations are made.
 //!
+//! An instance is known by its id: a name may be given to another one while the one that had it goes on under a new name,
+//! and what it is charged and what holds it goes with it.
+//!
 //! Listings run beside changes, so an observation may be older than what the book already has: each observation carries the
 //! [`Moment`] at which it was begun, and an older one never replaces a newer one. An instance with a change in flight takes
 //! no observation but the change's own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use agentd_core::api::{Hold, HoldKind, Instance, Move};
 use agentd_core::config::Config;
 use agentd_core::drift::{drift, is_of};
-use agentd_core::instance::{Kind, Observed, Ref, State, Usage};
+use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
+use agentd_core::operation::Operation;
 use agentd_core::plan::{HostCapacity, Targets, caps, charge_of};
 
 use crate::store::{Entry, Remembered};
@@ -37,9 +41,15 @@ pub struct Known {
     busy: bool,
     /// Whether a change ended without an observation: its charge stays until the next one.
     unseen: bool,
+    /// What changes were to move whose outcome nobody knows yet.
+    doubtful: Vec<Targets>,
 }
 
 impl Known {
+    fn is_recovering(&self) -> bool {
+        self.holds.iter().any(|hold| hold.hold == HoldKind::Recovering)
+    }
+
     /// The latest observation that told something.
     fn last_readable(&self) -> &Observed {
         self.readable.as_deref().unwrap_or(&self.observed)
@@ -53,7 +63,7 @@ impl Known {
             observed: self.observed.clone(),
             version: self.version.clone(),
             holds: holds.cloned().collect(),
-            unseen: self.unseen.then(|| ledger.charge(&self.observed.reference)),
+            unseen: self.unseen.then(|| ledger.charge(&self.observed.instance_id())),
         }
     }
 }
@@ -72,9 +82,11 @@ pub struct Drift {
 /// Everything that is known, and the ledger over it.
 #[derive(Debug)]
 pub struct Book {
-    known: BTreeMap<Ref, Known>,
+    known: BTreeMap<InstanceId, Known>,
+    /// Who was last seen with which name.
+    names: HashMap<Ref, InstanceId>,
     /// What the record doesn't know yet.
-    unrecorded: BTreeSet<Ref>,
+    unrecorded: BTreeSet<InstanceId>,
     ledger: Ledger,
     clock: u64,
     versions: u64,
@@ -88,6 +100,7 @@ impl Book {
     pub fn new(config: &Config, host: HostCapacity, epoch: String) -> Self {
         Book {
             known: BTreeMap::new(),
+            names: HashMap::new(),
             unrecorded: BTreeSet::new(),
             ledger: Ledger::new(caps(config, host)),
             clock: 0,
@@ -100,13 +113,13 @@ impl Book {
     /// Another config: other caps, other limits, other charges.
     pub fn set_config(&mut self, config: &Config, host: HostCapacity) {
         let known = &self.known;
-        self.ledger.set_caps(caps(config, host), |reference| match known.get(reference) {
-            Some(known) => config.rules_for(reference.as_str(), &known.observed.labels).matching,
-            None => config.rules_for(reference.as_str(), &BTreeMap::new()).matching,
+        self.ledger.set_caps(caps(config, host), |instance| match known.get(instance) {
+            Some(known) => limits_of(&known.observed, config),
+            None => Vec::new(),
         });
-        for (reference, known) in &self.known {
-            let limits = config.rules_for(reference.as_str(), &known.observed.labels).matching;
-            self.ledger.observe(reference, charge_now(&self.ledger, &known.observed, config), &limits);
+        for (instance, known) in &self.known {
+            let charge = charge_now(&self.ledger, &known.observed, config);
+            self.ledger.observe(instance, charge, &limits_of(&known.observed, config));
         }
     }
 
@@ -121,33 +134,37 @@ impl Book {
     pub fn restore(&mut self, remembered: Remembered, config: &Config) {
         let Remembered { stamp, observed, version, holds, unseen } = remembered;
         self.clock = self.clock.max(stamp);
-        let reference = observed.reference.clone();
-        let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
-        self.ledger.observe(&reference, charge_of(&observed, config), &limits);
+        let instance = observed.instance_id();
+        self.ledger.observe(&instance, charge_of(&observed, config), &limits_of(&observed, config));
         if let Some(charge) = unseen {
-            self.ledger.reserve(&reference, charge);
+            self.ledger.reserve(&instance, charge);
         }
         let (seen, unseen) = (Moment(0), unseen.is_some());
-        let known = Known { observed, readable: None, version, holds, seen, busy: false, unseen };
-        self.known.insert(reference, known);
+        self.names.insert(observed.reference.clone(), instance.clone());
+        let known = Known { observed, readable: None, version, holds, seen, busy: false, unseen, doubtful: Vec::new() };
+        self.known.insert(instance, known);
     }
 
     /// Charges an operation whose outcome nobody knows, and holds its instance until somebody does.
-    pub fn recovering(&mut self, reference: &Ref, charge: Charge, reason: String) {
-        self.ledger.reserve(reference, charge);
-        self.hold(reference, HoldKind::Recovering, reason);
+    pub fn recovering(&mut self, operation: &Operation, reason: String) {
+        let instance = operation.instance_id();
+        self.ledger.reserve(&instance, operation.charge);
+        self.hold(&instance, HoldKind::Recovering, reason);
+        if let Some(known) = self.known.get_mut(&instance) {
+            known.doubtful.push(operation.targets);
+        }
     }
 
     /// One instance for the record, changed or not.
-    pub fn entry(&mut self, reference: &Ref) -> Option<Entry> {
+    pub fn entry(&mut self, instance: &InstanceId) -> Option<Entry> {
         let Moment(stamp) = self.moment();
-        self.known.get(reference).map(|known| Entry::Instance(Box::new(known.remembered(stamp, &self.ledger))))
+        self.known.get(instance).map(|known| Entry::Instance(Box::new(known.remembered(stamp, &self.ledger))))
     }
 
     /// One instance for the record as it is without a hold that is about to be lifted.
-    pub fn entry_without(&mut self, reference: &Ref, hold: HoldKind) -> Option<Entry> {
+    pub fn entry_without(&mut self, instance: &InstanceId, hold: HoldKind) -> Option<Entry> {
         let Moment(stamp) = self.moment();
-        let mut remembered = self.known.get(reference)?.remembered(stamp, &self.ledger);
+        let mut remembered = self.known.get(instance)?.remembered(stamp, &self.ledger);
         remembered.holds.retain(|known| known.hold != hold);
         Some(Entry::Instance(Box::new(remembered)))
     }
@@ -160,9 +177,9 @@ impl Book {
         }
         // Who takes them earlier may be the later one to write them.
         let Moment(stamp) = self.moment();
-        let entry = |reference: Ref| match self.known.get(&reference) {
+        let entry = |instance: InstanceId| match self.known.get(&instance) {
             Some(known) => Entry::Instance(Box::new(known.remembered(stamp, &self.ledger))),
-            None => Entry::Gone(reference, stamp),
+            None => Entry::Gone(instance, stamp),
         };
         unrecorded.into_iter().map(entry).collect()
     }
@@ -175,92 +192,64 @@ impl Book {
 
     /// The same; `own` are the targets of the change that ends with it.
     fn take(&mut self, observed: Observed, begun: Moment, config: &Config, own: Option<&Targets>) -> Option<Drift> {
-        let reference = observed.reference.clone();
-        if !self.known.contains_key(&reference)
-            && let Some((before, busy)) = self.name_before(&observed)
-        {
-            // A change in flight of it finds out by itself.
-            if busy {
-                return None;
-            }
-            self.renamed(&before, &reference, config);
-        }
-        let old = self.known.get(&reference);
+        let instance = observed.instance_id();
+        let old = self.known.get(&instance);
         if old.is_some_and(|old| old.seen > begun || (old.busy && own.is_none())) {
             return None;
         }
-        let replaced = old.is_some_and(|old| old.observed.id != observed.id);
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
-        // Another instance under the same name starts without the holds of the one before.
-        let holds = if replaced { Vec::new() } else { old.map(|old| old.holds.clone()).unwrap_or_default() };
-        let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed) || old.holds != holds);
-        // Of one whose last change has an end that nobody knows, nobody knows either what moved by itself.
+        let holds = old.map(|old| old.holds.clone()).unwrap_or_default();
+        let doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
+        let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed));
         let mut moves = match old {
-            Some(old) if !unseen && !self.is_recovering(&reference) => drift(old.last_readable(), &observed),
+            Some(old) if !unseen => drift(old.last_readable(), &observed),
             _ => Vec::new(),
         };
-        moves.retain(|moved| own.is_none_or(|targets| !is_of(targets, moved)));
+        // Of what a change with an end that nobody knows was to move, nobody knows either whether it moved by itself.
+        moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
         let readable = old
-            .filter(|old| observed.state == State::Unknown && !replaced && old.last_readable().state != State::Unknown)
+            .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)
             .map(|old| Box::new(old.last_readable().clone()));
-        let remembered = old.is_some_and(|old| !changed && !unseen && old.observed.native == observed.native);
+        let before = old.map(|old| &old.observed.reference).filter(|before| **before != observed.reference).cloned();
+        let remembered =
+            before.is_none() && old.is_some_and(|old| !changed && !unseen && old.observed.native == observed.native);
         let version = match old {
             Some(old) if !changed => old.version.clone(),
             _ => self.next_version(),
         };
-        let limits = config.rules_for(reference.as_str(), &observed.labels).matching;
         let charge = charge_now(&self.ledger, &observed, config);
-        if !remembered || charge != self.ledger.charge(&reference) {
-            self.unrecorded.insert(reference.clone());
+        if !remembered || charge != self.ledger.charge(&instance) {
+            self.unrecorded.insert(instance.clone());
         }
-        self.ledger.observe(&reference, charge, &limits);
+        self.ledger.observe(&instance, charge, &limits_of(&observed, config));
         if unseen {
-            self.ledger.release(&reference, charge);
+            self.ledger.release(&instance, charge);
         }
+        if let Some(before) = before {
+            self.unname(&before, &instance);
+        }
+        self.names.insert(observed.reference.clone(), instance.clone());
         let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
-        self.known.insert(reference, Known { observed, readable, version, holds, seen: begun, busy, unseen: false });
+        let known = Known { observed, readable, version, holds, seen: begun, busy, unseen: false, doubtful };
+        self.known.insert(instance, known);
         drift
     }
 
-    /// The name under which this instance is known, and whether a change of it is in flight.
-    fn name_before(&self, observed: &Observed) -> Option<(Ref, bool)> {
-        let same = |known: &&Known| {
-            known.observed.id == observed.id && known.observed.reference.kind() == observed.reference.kind()
-        };
-        self.known.values().find(same).map(|known| (known.observed.reference.clone(), known.busy))
-    }
-
-    /// An instance goes on under another name: what it is charged and what holds it goes with it.
-    pub fn renamed(&mut self, old: &Ref, new: &Ref, config: &Config) {
-        let recovering = self.is_recovering(old);
-        let Some(mut known) = self.known.remove(old) else { return };
-        let charge = self.ledger.charge(old);
-        self.ledger.release(old, Charge::ZERO);
-        self.ledger.forget(old);
-        let limits = config.rules_for(new.as_str(), &known.observed.labels).matching;
-        self.ledger.observe(new, charge_of(&known.observed, config).max(self.ledger.charge(new)), &limits);
-        self.ledger.reserve(new, charge);
-        known.observed.reference = new.clone();
-        known.readable = None;
-        // What it was charged beside what is seen goes with the next look, unless somebody still has to settle that.
-        known.unseen |= !known.busy && !recovering;
-        known.version = self.next_version();
-        self.known.insert(new.clone(), known);
-        self.unrecorded.extend([old.clone(), new.clone()]);
+    /// A name isn't this instance's any more; it may be another one's by now.
+    fn unname(&mut self, name: &Ref, instance: &InstanceId) {
+        if self.names.get(name) == Some(instance) {
+            self.names.remove(name);
+        }
     }
 
     /// Takes a full listing of one kind that was begun at `begun`: what it doesn't have is gone.
     pub fn record_listing(&mut self, kind: Kind, listing: Vec<Observed>, begun: Moment, config: &Config) -> Vec<Drift> {
         self.unavailable.remove(&kind);
-        let listed: BTreeSet<&Ref> = listing.iter().map(|observed| &observed.reference).collect();
-        let gone: Vec<Ref> = self
-            .known
-            .keys()
-            .filter(|reference| reference.kind() == kind && !listed.contains(reference))
-            .cloned()
-            .collect();
-        for reference in gone {
-            self.forget(&reference, begun);
+        let listed: BTreeSet<InstanceId> = listing.iter().map(Observed::instance_id).collect();
+        let of_kind = self.known.keys().filter(|instance| instance.kind == kind);
+        let gone: Vec<InstanceId> = of_kind.filter(|instance| !listed.contains(instance)).cloned().collect();
+        for instance in gone {
+            self.forget(&instance, begun);
         }
         listing.into_iter().filter_map(|observed| self.record(observed, begun, config)).collect()
     }
@@ -270,31 +259,29 @@ impl Book {
         self.unavailable.insert(kind, why);
     }
 
-    /// Drops an instance that was seen to be gone by a look begun at `begun`, unless something newer is known or a change is
-    /// in flight.
-    pub fn forget(&mut self, reference: &Ref, begun: Moment) {
-        let Some(known) = self.known.get(reference).filter(|known| known.seen <= begun && !known.busy) else { return };
-        if known.unseen {
-            self.drop_gone(reference);
-        } else {
-            self.known.remove(reference);
-            self.ledger.forget(reference);
-            self.unrecorded.insert(reference.clone());
+    /// Drops an instance that was seen to be gone by a listing begun at `begun`, unless something newer is known, a change is
+    /// in flight, or one has to be settled, which finds out by itself.
+    fn forget(&mut self, instance: &InstanceId, begun: Moment) {
+        let gone = |known: &Known| known.seen <= begun && !known.busy && !known.is_recovering();
+        if self.known.get(instance).is_some_and(gone) {
+            self.drop_gone(instance);
         }
     }
 
     /// Drops an instance that is known to be gone, whatever was in flight on it.
-    pub fn drop_gone(&mut self, reference: &Ref) {
-        self.known.remove(reference);
-        self.ledger.release(reference, Charge::ZERO);
-        self.ledger.forget(reference);
-        self.unrecorded.insert(reference.clone());
+    pub fn drop_gone(&mut self, instance: &InstanceId) {
+        if let Some(known) = self.known.remove(instance) {
+            self.unname(&known.observed.reference, instance);
+        }
+        self.ledger.release(instance, Charge::ZERO);
+        self.ledger.forget(instance);
+        self.unrecorded.insert(instance.clone());
     }
 
     /// Begins a change: the charge is reserved and other observations stay out.
-    pub fn begin(&mut self, reference: &Ref, charge: Charge) {
-        self.ledger.reserve(reference, charge);
-        if let Some(known) = self.known.get_mut(reference) {
+    pub fn begin(&mut self, instance: &InstanceId, charge: Charge) {
+        self.ledger.reserve(instance, charge);
+        if let Some(known) = self.known.get_mut(instance) {
             known.busy = true;
         }
     }
@@ -304,73 +291,75 @@ impl Book {
     /// one is had. Tells what somebody else changed meanwhile of what this change had no business with.
     pub fn end(
         &mut self,
-        reference: &Ref,
-        targets: &Targets,
+        operation: &Operation,
         observed: Option<(Observed, Moment)>,
         config: &Config,
         settled: bool,
     ) -> Option<Drift> {
-        let (unseen, doubtful) = (settled && observed.is_none(), self.is_recovering(reference));
+        let (instance, unseen) = (operation.instance_id(), settled && observed.is_none());
         if settled {
-            self.lift(reference, HoldKind::Recovering);
+            self.lift(&instance, HoldKind::Recovering);
         }
         let drift = observed.and_then(|(observed, begun)| {
             let charge = charge_now(&self.ledger, &observed, config);
-            let drift = self.take(observed, begun, config, Some(targets));
+            let drift = self.take(observed, begun, config, Some(&operation.targets));
             if settled {
-                self.ledger.release(reference, charge);
+                self.ledger.release(&instance, charge);
             }
-            drift.filter(|_| !doubtful)
+            drift
         });
-        if let Some(known) = self.known.get_mut(reference) {
+        if let Some(known) = self.known.get_mut(&instance) {
             (known.busy, known.unseen) = (false, unseen);
+            if settled {
+                known.doubtful.clear();
+            }
             if unseen {
-                self.unrecorded.insert(reference.clone());
+                self.unrecorded.insert(instance);
             }
         }
         drift
     }
 
-    fn is_recovering(&self, reference: &Ref) -> bool {
-        self.known.get(reference).is_some_and(|known| known.holds.iter().any(|hold| hold.hold == HoldKind::Recovering))
-    }
-
     /// Puts a hold on an instance.
-    pub fn hold(&mut self, reference: &Ref, hold: HoldKind, reason: String) {
+    pub fn hold(&mut self, instance: &InstanceId, hold: HoldKind, reason: String) {
         let version = self.next_version();
-        if let Some(known) = self.known.get_mut(reference) {
+        if let Some(known) = self.known.get_mut(instance) {
             known.holds.retain(|known| known.hold != hold);
             known.holds.push(Hold { hold, reason });
             known.version = version;
-            self.unrecorded.insert(reference.clone());
+            self.unrecorded.insert(instance.clone());
         }
     }
 
     /// Lifts a hold; whether there was one.
-    pub fn lift(&mut self, reference: &Ref, hold: HoldKind) -> bool {
+    pub fn lift(&mut self, instance: &InstanceId, hold: HoldKind) -> bool {
         let version = self.next_version();
-        let Some(known) = self.known.get_mut(reference) else { return false };
+        let Some(known) = self.known.get_mut(instance) else { return false };
         let before = known.holds.len();
         known.holds.retain(|known| known.hold != hold);
         let lifted = known.holds.len() < before;
         if lifted {
-            self.unrecorded.insert(reference.clone());
+            self.unrecorded.insert(instance.clone());
             known.version = version;
         }
         lifted
     }
 
     /// What is known of one instance.
-    pub fn get(&self, reference: &Ref) -> Option<&Known> {
-        self.known.get(reference)
+    pub fn get(&self, instance: &InstanceId) -> Option<&Known> {
+        self.known.get(instance)
+    }
+
+    /// What is known of the instance that was last seen with this name.
+    pub fn named(&self, reference: &Ref) -> Option<&Known> {
+        self.names.get(reference).and_then(|instance| self.known.get(instance))
     }
 
     /// The latest observation of an instance that its caller has looked at: that one, or one that was begun later. What a
     /// closer look told of its use of memory is kept.
     pub fn latest(&self, seen: &Observed) -> Option<Observed> {
-        let mut latest = self.known.get(&seen.reference)?.observed.clone();
-        let same = (&latest.id, &latest.boot) == (&seen.id, &seen.boot);
-        if same && !matches!(latest.used, Usage::Known(_)) {
+        let mut latest = self.known.get(&seen.instance_id())?.observed.clone();
+        if latest.boot == seen.boot && !matches!(latest.used, Usage::Known(_)) {
             latest.used = seen.used;
         }
         Some(latest)
@@ -378,13 +367,12 @@ impl Book {
 
     /// Whether a change is in flight of the instance with this name or id.
     pub fn is_busy(&self, kind: Kind, name: &str) -> bool {
-        match Ref::new(kind, name).ok().and_then(|reference| self.known.get(&reference)) {
-            Some(known) => known.busy,
-            None => self.known.values().any(|known| known.busy && known.observed.id == name),
-        }
+        let named = Ref::new(kind, name).ok().and_then(|reference| self.named(&reference));
+        let known = named.or_else(|| self.known.get(&InstanceId { kind, id: name.to_owned() }));
+        known.is_some_and(|known| known.busy)
     }
 
-    /// Everything that is known, by kind and name.
+    /// Everything that is known.
     pub fn all(&self) -> impl Iterator<Item = &Known> {
         self.known.values()
     }
@@ -401,7 +389,7 @@ impl Book {
 
     /// One instance as it goes on the wire.
     pub fn instance(&self, known: &Known) -> Instance {
-        let charge = self.ledger.charge(&known.observed.reference);
+        let charge = self.ledger.charge(&known.observed.instance_id());
         Instance::new(&known.observed, known.version.clone(), charge, known.holds.clone())
     }
 
@@ -414,13 +402,18 @@ impl Book {
 /// What an observation charges. One of an instance that can't be read now gives nothing back: it may well run on as it was.
 fn charge_now(ledger: &Ledger, observed: &Observed, config: &Config) -> Charge {
     let told = charge_of(observed, config);
-    if observed.state == State::Unknown { told.max(ledger.charge(&observed.reference)) } else { told }
+    if observed.state == State::Unknown { told.max(ledger.charge(&observed.instance_id())) } else { told }
+}
+
+/// The places of the `[[limit]]`s that an instance falls under by its present name and labels.
+fn limits_of(observed: &Observed, config: &Config) -> Vec<usize> {
+    config.rules_for(observed.reference.as_str(), &observed.labels).matching
 }
 
 /// What a version stands for, apart from holds.
 fn fingerprint(observed: &Observed) -> impl PartialEq {
     (
-        (observed.id.clone(), observed.boot.clone(), observed.state),
+        (observed.boot.clone(), observed.state),
         (observed.cpus.accepted, observed.cpus.persistent),
         (observed.cpu_limit.accepted, observed.cpu_limit.persistent),
         (observed.memory.accepted, observed.memory.persistent),

@@ -135,6 +135,16 @@ pub enum Target {
     Bare(String),
 }
 
+impl Target {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Target::Full(reference) => reference.as_str(),
+            Target::Bare(name) => name,
+        }
+    }
+}
+
 impl FromStr for Target {
     type Err = Problem;
 
@@ -341,6 +351,21 @@ pub enum Saved {
     Nowhere,
 }
 
+/// What an instance is known by, whatever it is called just now: its kind, and its engine's own id, which no other one has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InstanceId {
+    /// Its kind.
+    pub kind: Kind,
+    /// Domain UUID or full container id.
+    pub id: String,
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.id)
+    }
+}
+
 /// One instance as its backend saw it at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
@@ -372,6 +397,13 @@ pub struct Observed {
     pub unchangeable: Option<String>,
     /// The backend's own values, to be handed back verbatim for an undo.
     pub native: serde_json::Value,
+}
+
+impl Observed {
+    /// What it is known by.
+    pub fn instance_id(&self) -> InstanceId {
+        InstanceId { kind: self.reference.kind(), id: self.id.clone() }
+    }
 }
 
 #[cfg(test)]

@@ -7,14 +7,14 @@
 //!   admit ────► in flight ──release──►┘
 //! ```
 //!
-//! Growth is charged in full by [`Ledger::admit`] before its first step; shrinkage is credited only when an observation
+//! Growth is charged in full by [`Ledger::reserve`] before its first step; shrinkage is credited only when an observation
 //! shows it. All of it is synchronous and cheap, so that the owner can hold a plain lock around it.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::instance::Ref;
+use crate::instance::InstanceId;
 use crate::units::{ByteCount, Cpus};
 
 /// CPUs and memory together.
@@ -134,7 +134,7 @@ impl Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     caps: Caps,
-    entries: BTreeMap<Ref, Entry>,
+    entries: BTreeMap<InstanceId, Entry>,
     host: Sum,
     limits: Vec<Sum>,
 }
@@ -147,34 +147,34 @@ impl Ledger {
     }
 
     /// Other caps over the same charges; `matching` tells which limits an instance falls under now.
-    pub fn set_caps(&mut self, caps: Caps, matching: impl Fn(&Ref) -> Vec<usize>) {
+    pub fn set_caps(&mut self, caps: Caps, matching: impl Fn(&InstanceId) -> Vec<usize>) {
         let mut next = Ledger::new(caps);
-        for (reference, entry) in std::mem::take(&mut self.entries) {
-            let limits = matching(&reference);
-            next.put(&reference, Entry { limits, ..entry });
+        for (instance, entry) in std::mem::take(&mut self.entries) {
+            let limits = matching(&instance);
+            next.put(&instance, Entry { limits, ..entry });
         }
         *self = next;
     }
 
     /// Records what was observed of an instance, new or known. A growth in flight stays charged.
-    pub fn observe(&mut self, reference: &Ref, settled: Charge, limits: &[usize]) {
-        let in_flight = self.entries.get(reference).and_then(|entry| entry.in_flight);
-        self.put(reference, Entry { settled, in_flight, limits: limits.to_vec() });
+    pub fn observe(&mut self, instance: &InstanceId, settled: Charge, limits: &[usize]) {
+        let in_flight = self.entries.get(instance).and_then(|entry| entry.in_flight);
+        self.put(instance, Entry { settled, in_flight, limits: limits.to_vec() });
     }
 
     /// Charges what [`Ledger::check`] let pass, or what passes without a check: a limit for what had none. The charge is
     /// the larger of `wanted` and what is settled. Whoever checks and reserves holds the ledger's lock over both.
-    pub fn reserve(&mut self, reference: &Ref, wanted: Charge) {
-        if let Some(entry) = self.entries.get(reference) {
+    pub fn reserve(&mut self, instance: &InstanceId, wanted: Charge) {
+        if let Some(entry) = self.entries.get(instance) {
             let in_flight = Some(entry.in_flight.map_or(wanted, |now| now.max(wanted)));
-            self.put(reference, Entry { in_flight, ..entry.clone() });
+            self.put(instance, Entry { in_flight, ..entry.clone() });
         }
     }
 
     /// Admits or refuses that an instance be charged `wanted`, charging nothing. Only a dimension that grows is held
     /// against the caps, so a host over its caps still lets everything shrink.
-    pub fn check(&self, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
-        let Some(entry) = self.entries.get(reference) else {
+    pub fn check(&self, instance: &InstanceId, wanted: Charge) -> Result<(), Refused> {
+        let Some(entry) = self.entries.get(instance) else {
             // The owner observes before it admits; an instance that was never observed has no limits to be held to.
             debug_assert!(false, "admission of an instance that was never observed");
             return Ok(());
@@ -210,17 +210,17 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends what [`Ledger::admit`] charged: from here on the instance is charged what was observed.
-    pub fn release(&mut self, reference: &Ref, settled: Charge) {
-        if let Some(entry) = self.entries.get(reference) {
-            self.put(reference, Entry { settled, in_flight: None, limits: entry.limits.clone() });
+    /// Ends what [`Ledger::reserve`] charged: from here on the instance is charged what was observed.
+    pub fn release(&mut self, instance: &InstanceId, settled: Charge) {
+        if let Some(entry) = self.entries.get(instance) {
+            self.put(instance, Entry { settled, in_flight: None, limits: entry.limits.clone() });
         }
     }
 
     /// Drops an instance that is gone. One with a growth in flight stays: its outcome isn't known yet.
-    pub fn forget(&mut self, reference: &Ref) {
-        if self.entries.get(reference).is_some_and(|entry| entry.in_flight.is_none())
-            && let Some(old) = self.entries.remove(reference)
+    pub fn forget(&mut self, instance: &InstanceId) {
+        if self.entries.get(instance).is_some_and(|entry| entry.in_flight.is_none())
+            && let Some(old) = self.entries.remove(instance)
         {
             self.add(&old.limits, old.charge(), Charge::ZERO);
         }
@@ -237,8 +237,8 @@ impl Ledger {
     }
 
     /// What one instance is charged.
-    pub fn charge(&self, reference: &Ref) -> Charge {
-        self.entries.get(reference).map_or(Charge::ZERO, Entry::charge)
+    pub fn charge(&self, instance: &InstanceId) -> Charge {
+        self.entries.get(instance).map_or(Charge::ZERO, Entry::charge)
     }
 
     /// The caps in force.
@@ -246,12 +246,12 @@ impl Ledger {
         &self.caps
     }
 
-    fn put(&mut self, reference: &Ref, entry: Entry) {
-        if let Some(old) = self.entries.remove(reference) {
+    fn put(&mut self, instance: &InstanceId, entry: Entry) {
+        if let Some(old) = self.entries.remove(instance) {
             self.add(&old.limits, old.charge(), Charge::ZERO);
         }
         self.add(&entry.limits, Charge::ZERO, entry.charge());
-        self.entries.insert(reference.clone(), entry);
+        self.entries.insert(instance.clone(), entry);
     }
 
     fn add(&mut self, limits: &[usize], old: Charge, new: Charge) {
@@ -274,8 +274,8 @@ mod tests {
     const CAP: Charge = Charge { cpus: Cpus::whole(16), memory: ByteCount::mib(16 * 1024) };
     const LIMIT: LimitCap = LimitCap { cpus: Some(Cpus::whole(6)), memory: None };
 
-    fn instance(number: usize) -> Ref {
-        Ref::new(Kind::Vm, &format!("i{number}")).unwrap()
+    fn instance(number: usize) -> InstanceId {
+        InstanceId { kind: Kind::Vm, id: number.to_string() }
     }
 
     /// Odd instances fall under the one limit.
@@ -288,9 +288,9 @@ mod tests {
     }
 
     /// As the engine does it, under one lock.
-    fn admit(ledger: &mut Ledger, reference: &Ref, wanted: Charge) -> Result<(), Refused> {
-        ledger.check(reference, wanted)?;
-        ledger.reserve(reference, wanted);
+    fn admit(ledger: &mut Ledger, instance: &InstanceId, wanted: Charge) -> Result<(), Refused> {
+        ledger.check(instance, wanted)?;
+        ledger.reserve(instance, wanted);
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Problem};
-use crate::instance::{Observed, Ref, State};
+use crate::instance::{InstanceId, Observed, Ref, State};
 use crate::ledger::Charge;
 use crate::plan::{Plan, Reached, Settle, Standing, Step, Targets, Verb, reached};
 
@@ -236,6 +236,11 @@ impl Operation {
             started_ms,
             elapsed_ms: 0,
         }
+    }
+
+    /// What its instance is known by; empty for one that never had a plan.
+    pub fn instance_id(&self) -> InstanceId {
+        InstanceId { kind: self.reference.kind(), id: self.identity.id.clone() }
     }
 
     /// Moves one step on, where that is legal. Steps are taken back the last first: each when those after it are out of the

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use agentd_core::access::Right;
-use agentd_core::api::{Happening, HistoryEntry, OperationView, ResizeRequest};
+use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, ResizeRequest};
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
@@ -81,8 +81,7 @@ impl Engine {
             self.store().commit(Vec::new()).await.map_err(|error| unrecorded(&error))?;
         }
         let seen = self.find(&peer, &ask.target).await?;
-        let reference = seen.reference.clone();
-        if let Err(problem) = self.authorize(&peer, ask.right, &seen) {
+        if let Err(problem) = self.authorize(&peer, ask.right, &seen, &ask.target) {
             self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
             return Err(problem.into());
         }
@@ -92,7 +91,8 @@ impl Engine {
             let (plan, observed) = self.plan_on(&self.book(), &peer, &ask, &observed)?;
             return Ok(self.planned(plan, &observed));
         }
-        let queued = match Queued::enter(self.slot(&reference), &reference) {
+        let instance = seen.instance_id();
+        let queued = match Queued::enter(self.slot(&instance), &seen.reference) {
             Ok(queued) => queued,
             Err(problem) => {
                 self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
@@ -102,9 +102,12 @@ impl Engine {
         let waited = queued.0.turn.try_lock().is_err();
         let _turn = queued.0.turn.lock().await;
         // A change that ended since makes what was seen before stale, also where this one had not to wait for it.
-        let stale = waited || self.book().get(&reference).is_none_or(|known| known.observed != seen);
-        let seen = if stale { self.find(&peer, &Target::Full(reference.clone())).await? } else { seen };
-        self.authorize(&peer, ask.right, &seen)?;
+        let stale = waited || self.book().get(&instance).is_none_or(|known| known.observed != seen);
+        let seen = if stale { self.find(&peer, &ask.target).await? } else { seen };
+        self.authorize(&peer, ask.right, &seen, &ask.target)?;
+        if seen.instance_id() != instance {
+            return Err(another_by_now(&seen).into());
+        }
         self.refuse_when_read_only(&ask)?;
 
         let (plan, observed) = match self.plan_and_reserve(&peer, &ask, seen).await {
@@ -126,14 +129,14 @@ impl Engine {
         }
         let mut intent = vec![Entry::Operation(Box::new(operation.clone()), None)];
         // With what is known of the instance: a recovery holds it by that.
-        intent.extend(self.book().entry(&reference));
+        intent.extend(self.book().entry(&instance));
         intent.extend(key.map(Entry::Key));
         if let Err(error) = self.store().commit(intent).await {
             // Nothing has happened to it since.
             let mut book = self.book();
             let seen = Some((observed, book.moment()));
             let settled = !self.store().has_open_beside(&operation);
-            book.end(&reference, &operation.targets, seen, &self.settings().config, settled);
+            book.end(&operation, seen, &self.settings().config, settled);
             return Err(unrecorded(&error).into());
         }
         self.execute(operation, &ask, began).await
@@ -141,12 +144,12 @@ impl Engine {
 
     /// Executes what is planned, reserved and recorded; settles the book; replies.
     async fn execute(&self, mut operation: Operation, ask: &Ask, began: Instant) -> Result<OperationView, Failure> {
-        let mut reference = operation.reference.clone();
+        let instance = operation.instance_id();
         let wait = match &ask.wish {
             Wish::Resize(_, wait) | Wish::Undo(_, wait) => *wait,
             Wish::Stop { .. } | Wish::Start => Duration::ZERO,
         };
-        let backend = self.backend(reference.kind())?;
+        let backend = self.backend(instance.kind)?;
         let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
         let ended = AssertUnwindSafe(run).catch_unwind().await;
         let ended = ended.unwrap_or_else(|_| Ended::by_defect(&mut operation, "a change"));
@@ -157,20 +160,20 @@ impl Engine {
         let observed = look.ok();
         let drift = {
             let mut book = self.book();
-            if let Some(observed) = observed.as_ref().filter(|observed| observed.reference != reference) {
-                book.renamed(&reference, &observed.reference, &self.settings().config);
-                reference = observed.reference.clone();
-                operation.reference = reference.clone();
+            if let Some(observed) = &observed {
+                operation.reference = observed.reference.clone();
             }
             let seen = observed.clone().map(|observed| (observed, begun));
             // A stop passes a hold of an unknown outcome, and may end before or after what that is of.
             let settled = !operation.is_open() && !self.store().has_open_beside(&operation);
-            let drift = book.end(&reference, &operation.targets, seen, &self.settings().config, settled);
+            let drift = book.end(&operation, seen, &self.settings().config, settled);
             if gone && !operation.is_open() {
-                book.drop_gone(&reference);
+                book.drop_gone(&instance);
             }
-            if let Some((hold, reason)) = &ended.hold {
-                book.hold(&reference, *hold, reason.clone());
+            match &ended.hold {
+                Some((HoldKind::Recovering, reason)) => book.recovering(&operation, reason.clone()),
+                Some((hold, reason)) => book.hold(&instance, *hold, reason.clone()),
+                None => {}
             }
             drift
         };
@@ -178,7 +181,8 @@ impl Engine {
             operation.note_stop(observed);
         }
         operation.elapsed_ms = millis(began.elapsed());
-        let reply = self.end(&operation, ended, observed.as_ref()).await;
+        let drifted = drift.as_ref().map(|drift| self.told_drift(drift));
+        let reply = self.end(&operation, ended, observed.as_ref(), drifted).await;
         self.drifted(drift);
         if operation.is_open() {
             self.recover(vec![operation]);
@@ -187,14 +191,20 @@ impl Engine {
     }
 
     /// Puts the end of an operation on record, and tells what its caller is told.
-    pub(super) async fn end(&self, operation: &Operation, ended: Ended, observed: Option<&Observed>) -> Reply {
+    pub(super) async fn end(
+        &self,
+        operation: &Operation,
+        ended: Ended,
+        observed: Option<&Observed>,
+        drifted: Option<Entry>,
+    ) -> Reply {
         self.log(operation);
         let view = self.view(operation, observed);
         let reply = match ended.problem {
             Some(problem) => Err(Failure { problem, operation: Some(Box::new(view)) }),
             None => Ok(view),
         };
-        let Some(unrecorded) = self.record_end(operation, &reply, observed).await else { return reply };
+        let Some(unrecorded) = self.record_end(operation, &reply, observed, drifted).await else { return reply };
         Err(match reply {
             Ok(view) => Failure { problem: unrecorded, operation: Some(Box::new(view)) },
             Err(mut failure) => {
@@ -211,8 +221,10 @@ impl Engine {
         operation: &Operation,
         reply: &Reply,
         observed: Option<&Observed>,
+        drifted: Option<Entry>,
     ) -> Option<Problem> {
-        let entries = self.end_of(operation, reply, observed);
+        let mut entries = self.end_of(operation, reply, observed);
+        entries.extend(drifted);
         let error = self.store().commit_and_keep(entries).await.err()?;
         let detail = format!(
             "the change of {} ended as {}, and that could not be recorded yet: {error}",
@@ -228,7 +240,9 @@ impl Engine {
 
     fn end_of(&self, operation: &Operation, reply: &Reply, observed: Option<&Observed>) -> Vec<Entry> {
         let mut entries = vec![Entry::Operation(Box::new(operation.clone()), Some(Box::new(reply.clone())))];
-        entries.extend(self.book().take_unrecorded());
+        // With its hold, where that left one: neither is on record without the other.
+        let known = self.book().entry(&operation.instance_id());
+        entries.extend(known);
         entries.push(told(operation, observed));
         entries
     }
@@ -254,7 +268,7 @@ impl Engine {
         let (plan, observed) =
             self.plan_on(&book, peer, ask, &observed).map_err(|problem| (problem, observed.clone()))?;
         if !plan.steps.is_empty() {
-            book.begin(&plan.reference, plan.charge);
+            book.begin(&observed.instance_id(), plan.charge);
         }
         Ok((plan, observed))
     }
@@ -269,7 +283,7 @@ impl Engine {
         seen: &Observed,
     ) -> Result<(Plan, Observed), Problem> {
         let observed = book.latest(seen).ok_or_else(|| not_found(seen.reference.as_str()))?;
-        self.authorize(peer, ask.right, &observed)?;
+        self.authorize(peer, ask.right, &observed, &ask.target)?;
         check_version(book, ask, &observed)?;
         let plan = plan_with(book, &self.settings(), ask, &observed)?;
         Ok((plan, observed))
@@ -282,12 +296,16 @@ impl Engine {
         let mut planned = self.plan_now(ask, &seen);
         let about_use = matches!(&planned, Err(p) if matches!(p.code, Code::BelowMinimum | Code::GuestSilent));
         if about_use && !matches!(seen.used, Usage::Known(_)) && seen.state == State::Running {
-            seen = self.observe(seen.reference.kind(), seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
+            let closer = self.observe(seen.reference.kind(), seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
+            if closer.instance_id() != seen.instance_id() {
+                return Err(another_by_now(&closer));
+            }
+            seen = closer;
             planned = self.plan_now(ask, &seen);
         }
         match planned {
             Ok(plan) => {
-                if grows(self.book().ledger().charge(&seen.reference), plan.charge) {
+                if grows(self.book().ledger().charge(&seen.instance_id()), plan.charge) {
                     self.refresh(ADMISSION_AGE).await;
                 }
             }
@@ -317,7 +335,8 @@ impl Engine {
     /// The operation with its instance as the book has it now.
     pub(super) fn view(&self, operation: &Operation, observed: Option<&Observed>) -> OperationView {
         let book = self.book();
-        let instance = book.get(&operation.reference).map(|known| book.instance(known));
+        let known = book.get(&operation.instance_id()).or_else(|| book.named(&operation.reference));
+        let instance = known.map(|known| book.instance(known));
         OperationView::new(operation, observed, instance)
     }
 
@@ -363,9 +382,15 @@ impl Engine {
     }
 }
 
+/// A name that goes to another instance in the middle of things.
+fn another_by_now(seen: &Observed) -> Problem {
+    let detail = format!("{} is another instance by now than when this was asked", seen.reference);
+    Problem::new(Code::Busy, detail).hint("look at it, then decide again")
+}
+
 fn check_version(book: &Book, ask: &Ask, seen: &Observed) -> Result<(), Problem> {
     let Some(wanted) = &ask.if_version else { return Ok(()) };
-    let now = book.get(&seen.reference).map(|known| known.version.clone()).unwrap_or_default();
+    let now = book.get(&seen.instance_id()).map(|known| known.version.clone()).unwrap_or_default();
     if now == *wanted {
         return Ok(());
     }
@@ -378,7 +403,7 @@ fn check_version(book: &Book, ask: &Ask, seen: &Observed) -> Result<(), Problem>
 
 fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Observed) -> Result<Plan, Problem> {
     let rules = settings.config.rules_for(observed.reference.as_str(), &observed.labels);
-    let holds = book.get(&observed.reference).map(|known| known.holds.clone()).unwrap_or_default();
+    let holds = book.get(&observed.instance_id()).map(|known| known.holds.clone()).unwrap_or_default();
     let inputs = Inputs {
         observed,
         holds: &holds,

@@ -273,6 +273,7 @@ impl Engine {
             engine.end_unplanned(&operation, &asker, &asked, &reply).await;
             if let (Some(place), true) = (&place, forgotten) {
                 engine.inner.keys.lock().remove(place);
+                engine.store().write_later(vec![Entry::ForgetKey(operation.clone())]);
             }
             // Nobody may be waiting any more.
             let _ = send.send(Some(reply));
@@ -295,10 +296,7 @@ impl Engine {
         }
         let mut operation = unplanned(id, peer, ask, reference);
         operation.fail(Outcome::Refused, &failure.problem);
-        self.record_end(&operation, reply, None).await;
-        if matches!(failure.problem.code.http(), 409 | 429 | 503 | 504) {
-            self.store().write_later(vec![Entry::ForgetKey(id.to_owned())]);
-        }
+        self.record_end(&operation, reply, None, None).await;
     }
 }
 

@@ -2,7 +2,8 @@
 //! engine's words; it joins the pure decisions of core with the backends and the record.
 //!
 //! The book is under a plain lock that is never held over an await; changes of one instance run one at a time behind its
-//! [`Slot`], those of different instances share nothing but that lock.
+//! [`Slot`], those of different instances share nothing but that lock. Names are looked up once, at the door: from there on
+//! an instance is its id, since a name may go to another one at any time.
 
 mod change;
 mod keys;
@@ -21,7 +22,7 @@ use agentd_core::access::{AccessTable, Caller, Decision, Right};
 use agentd_core::api::OperationView;
 use agentd_core::config::Config;
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Kind, Observed, Ref, Target};
+use agentd_core::instance::{InstanceId, Kind, Observed, Ref, Target};
 use agentd_core::operation::Who;
 use agentd_core::plan::HostCapacity;
 use serde::{Deserialize, Serialize};
@@ -99,9 +100,9 @@ struct Inner {
     /// Whether what an earlier life of the daemon left behind is taken up; before that nothing is changed.
     restored: AtomicBool,
     ids: Mutex<ulid::Generator>,
-    slots: Mutex<HashMap<Ref, Arc<Slot>>>,
+    slots: Mutex<HashMap<InstanceId, Arc<Slot>>>,
     /// Drift that is to be put back, and what was put back a moment ago.
-    repairs: Mutex<HashMap<Ref, watch::Repair>>,
+    repairs: Mutex<HashMap<InstanceId, watch::Repair>>,
     keys: keys::Keys,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
     under_way: channel::Sender<HashMap<String, OperationView>>,
@@ -206,14 +207,15 @@ impl Engine {
             .hint("an [[access]] rule of the config file must name your user or a group of yours"))
     }
 
-    /// Whether a caller may do this to an instance. An instance that its rules don't match is `not-found` to it.
-    fn authorize(&self, peer: &Peer, right: Right, observed: &Observed) -> Result<(), Problem> {
+    /// Whether a caller may do this to an instance. One that its rules don't match is `not-found` to it, by the very name
+    /// that it gave: an id tells it no other.
+    fn authorize(&self, peer: &Peer, right: Right, observed: &Observed, asked: &Target) -> Result<(), Problem> {
         let reference = &observed.reference;
         let decision = self.settings().access.decide(&peer.caller, right, Some((reference.as_str(), &observed.labels)));
         tracing::debug!(uid = peer.who.uid, instance = %reference, %right, ?decision, "access");
         match decision {
             Decision::Allowed { .. } => Ok(()),
-            Decision::NoMatch => Err(not_found(reference.as_str())),
+            Decision::NoMatch => Err(not_found(asked.as_str())),
             Decision::NoRule | Decision::Lacks(_) => Err(Problem::new(
                 Code::Forbidden,
                 format!("uid {} has no right `{right}` on {reference}", peer.who.uid),
@@ -236,7 +238,11 @@ impl Engine {
                 if matches!(error, BackendError::NotFound(_))
                     && let Ok(reference) = Ref::new(kind, name)
                 {
-                    self.book().forget(&reference, begun);
+                    // Gone, or under another name: a listing tells which.
+                    let known = self.book().named(&reference).is_some();
+                    if known {
+                        self.refresh_kind(kind, Duration::ZERO).await;
+                    }
                     return Err(not_found(reference.as_str()));
                 }
                 Err(explain(kind, error))
@@ -321,13 +327,13 @@ impl Engine {
         }
     }
 
-    fn slot(&self, reference: &Ref) -> Arc<Slot> {
+    fn slot(&self, instance: &InstanceId) -> Arc<Slot> {
         let mut slots = self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner);
         // Slots that nobody holds are dropped when there are many, so that names that come and go don't pile up.
         if slots.len() > 4096 {
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
         }
-        Arc::clone(slots.entry(reference.clone()).or_default())
+        Arc::clone(slots.entry(instance.clone()).or_default())
     }
 }
 

@@ -11,7 +11,7 @@ use agentd_core::api::{
 };
 use agentd_core::config::VmMemory;
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Kind, Observed, Ref, State, Target};
+use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Target};
 use agentd_core::operation::{Operation, Outcome, Who};
 use agentd_core::pattern::Pattern;
 use agentd_core::units::Limit;
@@ -39,6 +39,8 @@ pub struct Filter {
 
 /// The most instances on one page.
 const LONGEST_PAGE: usize = 1000;
+/// How much of the record is read for one page, most of which its reader may not see.
+const MOST_READ: usize = 10_000;
 
 impl Engine {
     /// The instances that a caller may see, freshly listed.
@@ -75,12 +77,12 @@ impl Engine {
     /// One instance, freshly observed.
     pub async fn show(&self, peer: &Peer, target: &Target) -> Result<Instance, Problem> {
         let observed = self.find(peer, target).await?;
-        self.authorize(peer, Right::Read, &observed)?;
+        self.authorize(peer, Right::Read, &observed, target)?;
         let book = self.book();
         // With a change in flight the book keeps what it had; the reader gets what is seen now all the same.
-        match book.get(&observed.reference) {
+        match book.get(&observed.instance_id()) {
             Some(known) => {
-                let charge = book.ledger().charge(&observed.reference);
+                let charge = book.ledger().charge(&observed.instance_id());
                 Ok(Instance::new(&observed, known.version.clone(), charge, known.holds.clone()))
             }
             None => Err(not_found(observed.reference.as_str())),
@@ -91,19 +93,20 @@ impl Engine {
     pub async fn clear_hold(&self, peer: &Peer, target: &Target) -> Result<Instance, Problem> {
         self.refuse_before_restored()?;
         let observed = self.find(peer, target).await?;
-        self.authorize(peer, Right::Admin, &observed)?;
+        self.authorize(peer, Right::Admin, &observed, target)?;
         // In a task of its own: a caller that goes away must not leave it half-way.
-        let (engine, reference, who) = (self.clone(), observed.reference.clone(), peer.who.clone());
-        let lifted = tokio::spawn(async move { engine.lift_for_good(&reference, who).await });
+        let (engine, instance, who) = (self.clone(), observed.instance_id(), peer.who.clone());
+        let lifted = tokio::spawn(async move { engine.lift_for_good(&instance, who).await });
         lifted.await.unwrap_or_else(|_| Err(lost("lifting the hold")))?;
-        self.show(peer, &Target::Full(observed.reference)).await
+        self.show(peer, target).await
     }
 
     /// Lifts a hold from the record, then from the book: told to be gone, it isn't there again after a restart.
-    async fn lift_for_good(&self, reference: &Ref, who: Who) -> Result<(), Problem> {
+    async fn lift_for_good(&self, instance: &InstanceId, who: Who) -> Result<(), Problem> {
         let (entries, uid) = {
             let mut book = self.book();
-            let Some(known) = book.get(reference) else { return Err(not_found(reference.as_str())) };
+            let Some(known) = book.get(instance) else { return Err(not_found(&instance.to_string())) };
+            let reference = known.observed.reference.to_string();
             let hold = known.holds.iter().find(|hold| hold.hold == HoldKind::NeedsAttention);
             let Some(Hold { reason, .. }) = hold.cloned() else { return Ok(()) };
             let mark = format!("clear-hold/{}", known.version);
@@ -112,16 +115,21 @@ impl Engine {
                 who: Some(who),
                 verb: Some("clear-hold".into()),
                 detail: Some(reason),
-                ..HistoryEntry::new(Happening::HoldCleared, reference.to_string())
+                ..HistoryEntry::new(Happening::HoldCleared, reference)
             };
             let mut entries = vec![Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark }))];
-            entries.extend(book.entry_without(reference, HoldKind::NeedsAttention));
+            entries.extend(book.entry_without(instance, HoldKind::NeedsAttention));
             (entries, uid)
         };
         self.store().commit(entries).await.map_err(|error| unrecorded(&error))?;
-        self.book().lift(reference, HoldKind::NeedsAttention);
-        tracing::info!(instance = %reference, uid, "hold cleared");
-        Ok(())
+        let lifted = {
+            let mut book = self.book();
+            book.lift(instance, HoldKind::NeedsAttention);
+            book.entry(instance)
+        };
+        tracing::info!(%instance, uid, "hold cleared");
+        // Once more: a look that was recorded meanwhile still had it.
+        self.store().commit_and_keep(lifted.into_iter().collect()).await.map_err(|error| unrecorded(&error))
     }
 
     /// The host: what it has, what is promised, what is free. Sums are over everything; names are those that the caller may
@@ -138,7 +146,7 @@ impl Engine {
         for known in book.all() {
             let observed = &known.observed;
             let entry = by_kind.entry(observed.reference.kind()).or_default();
-            let charge = ledger.charge(&observed.reference);
+            let charge = ledger.charge(&observed.instance_id());
             entry.instances += 1;
             entry.committed.cpus = entry.committed.cpus.saturating_add(charge.cpus);
             entry.committed.memory = entry.committed.memory.saturating_add(charge.memory);
@@ -151,6 +159,7 @@ impl Engine {
                 }
             }
         }
+        unlimited.sort();
         let limits = config.limits.iter().enumerate().map(|(place, limit)| {
             let committed = ledger.committed_under(place);
             LimitUse {
@@ -253,8 +262,11 @@ impl Engine {
         let (limit, own) = (limit.clamp(1, LONGEST_PAGE), self.only_own(peer));
         let chunk = chunk(limit);
         let (mut visible, mut before) = (Vec::new(), None);
-        // What a caller may not see takes no place on its page.
-        while visible.len() < limit {
+        // What a caller may not see takes no place on its page; but nobody has the whole record read for one.
+        for _ in 0..MOST_READ / chunk {
+            if visible.len() >= limit {
+                break;
+            }
             let newest = self.store().newest(reference.map(Ref::to_string), own, before, chunk).await;
             let newest = newest.map_err(|error| unrecorded(&error))?;
             let Some(last) = newest.last() else { break };
@@ -271,15 +283,18 @@ impl Engine {
         let limit = page.limit.clamp(1, LONGEST_PAGE);
         (page.uid, page.limit) = (self.only_own(peer), chunk(limit));
         let mut visible = Vec::new();
-        while visible.len() <= limit {
+        for _ in 0..MOST_READ / page.limit {
             let entries = self.store().history(page.clone()).await.map_err(|error| unrecorded(&error))?;
-            let Some(last) = entries.last() else { break };
-            page.before = Some(last.seq);
+            page.before = entries.last().map(|entry| entry.seq);
             visible.extend(entries.into_iter().filter(|entry| self.may_see_entry(peer, entry)));
+            if page.before.is_none() || visible.len() > limit {
+                break;
+            }
         }
         let more = visible.len() > limit;
         visible.truncate(limit);
-        let next = if more { visible.last().map(|entry| entry.seq) } else { None };
+        // Where all that was read is shown, the next page begins with what was not read.
+        let next = if more { visible.last().map(|entry| entry.seq) } else { page.before };
         Ok(HistoryList { items: visible, next })
     }
 
@@ -301,12 +316,12 @@ impl Engine {
 
     fn labels(&self, reference: &str) -> BTreeMap<String, String> {
         let Ok(Target::Full(reference)) = reference.parse() else { return BTreeMap::new() };
-        self.book().get(&reference).map(|known| known.observed.labels.clone()).unwrap_or_default()
+        self.book().named(&reference).map(|known| known.observed.labels.clone()).unwrap_or_default()
     }
 
     fn may_see_operation(&self, peer: &Peer, operation: &Operation) -> bool {
         let (reference, own) = (&operation.reference, operation.who.uid == peer.who.uid);
-        let labels = self.book().get(reference).map(|known| known.observed.labels.clone());
+        let labels = self.book().named(reference).map(|known| known.observed.labels.clone());
         // Of an instance that is gone nobody knows the labels any more; who was let change it may hear how that went.
         let gone = labels.is_none() && operation.outcome != Outcome::Refused;
         let labels = labels.unwrap_or_default();
@@ -332,11 +347,14 @@ impl Engine {
         notes.extend(trouble.as_ref().map(|why| format!("changes are refused: {why}")));
         let seen =
             |observed: &Observed| settings.access.can_see(&peer.caller, observed.reference.as_str(), &observed.labels);
+        let mut held = Vec::new();
         for known in self.book().all().filter(|known| seen(&known.observed)) {
             for hold in &known.holds {
-                notes.push(format!("{} is held ({})", known.observed.reference, hold.hold.as_str()));
+                held.push(format!("{} is held ({})", known.observed.reference, hold.hold.as_str()));
             }
         }
+        held.sort();
+        notes.extend(held);
         Health {
             ok: backends.iter().all(|backend| backend.ok) && settings.notes.is_empty() && trouble.is_none(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Ref, State};
+use agentd_core::instance::{InstanceId, State};
 use agentd_core::operation::{Operation, Outcome};
 use agentd_core::plan::Verb;
 use futures_util::FutureExt;
@@ -20,7 +20,7 @@ use super::keys::{KEPT, Submitted};
 use crate::backend::{BackendError, Look};
 use crate::clock::{millis, now_ms};
 use crate::executor::{Ended, Executor};
-use crate::store::{Reply, StoreError};
+use crate::store::{Recorded, Reply, StoreError};
 
 /// How often an instance is looked at. Also before the first look: what an earlier life of the daemon had just sent to an
 /// engine has arrived by then.
@@ -33,7 +33,7 @@ impl Engine {
     /// changes that it did not end. Changes are refused until this has gone well.
     pub async fn restore(&self) -> Result<(), StoreError> {
         let loaded = self.store().load(now_ms().saturating_sub(millis(KEPT))).await?;
-        let mut unfinished: BTreeMap<Ref, Vec<Operation>> = BTreeMap::new();
+        let mut unfinished: BTreeMap<InstanceId, Vec<Operation>> = BTreeMap::new();
         {
             let mut book = self.book();
             let config = &self.settings().config;
@@ -44,22 +44,23 @@ impl Engine {
                     book.restore(remembered, config);
                 }
             }
-            for operation in loaded.unfinished {
+            for Recorded { operation, .. } in loaded.unfinished {
                 if self.backend(operation.reference.kind()).is_err() {
                     let (id, instance) = (&operation.id, &operation.reference);
                     tracing::warn!(operation = id, %instance, "its kind is switched off: it stays as it was cut off");
                     continue;
                 }
                 let reason = format!("agentd was ended in the middle of a {} of it", operation.verb);
-                book.recovering(&operation.reference, operation.charge, reason);
-                unfinished.entry(operation.reference.clone()).or_default().push(operation);
+                book.recovering(&operation, reason);
+                unfinished.entry(operation.instance_id()).or_default().push(operation);
             }
         }
         let mut replies = BTreeMap::new();
         for key in loaded.keys {
             let id = key.operation.clone();
-            let open = unfinished.values().flatten().any(|operation| operation.id == id);
-            let submitted = if open {
+            let mut open = unfinished.values().flatten();
+            // Where it was told that nobody knows how it came out, that is on record, and told again until somebody does.
+            let submitted = if open.any(|operation| operation.id == id && operation.outcome == Outcome::Running) {
                 let (send, submitted) = Submitted::new(id.clone());
                 replies.insert(id, send);
                 submitted
@@ -107,8 +108,13 @@ impl Engine {
     }
 
     async fn recover_one(&self, mut operation: Operation) -> Reply {
-        let mut reference = operation.reference.clone();
-        let backend = match self.backend(reference.kind()) {
+        let instance = operation.instance_id();
+        if instance.id.is_empty() {
+            // It was acknowledged and never planned: nothing was done.
+            let ended = end_before_its_plan(&mut operation);
+            return self.end(&operation, ended, None, None).await;
+        }
+        let backend = match self.backend(instance.kind) {
             Ok(backend) => backend,
             Err(problem) => return Err(problem.into()),
         };
@@ -117,15 +123,11 @@ impl Engine {
             if backend.is_under_way(&operation.identity).await {
                 continue;
             }
-            let slot = self.slot(&reference);
+            let slot = self.slot(&instance);
             let _turn = slot.turn.lock().await;
             let since = Duration::from_millis(now_ms().saturating_sub(operation.started_ms));
-            // By its id, which stays where its name is given to another one; what was never planned has none.
-            let by =
-                if operation.identity.id.is_empty() { reference.name() } else { &operation.identity.id }.to_owned();
-            let ended = match backend.observe(&by, Look::Plain).await {
-                // It was acknowledged and never planned: nothing was done.
-                _ if operation.identity.id.is_empty() => end_before_its_plan(&mut operation),
+            // By its id, which stays where its name is given to another one.
+            let ended = match backend.observe(&instance.id, Look::Plain).await {
                 Ok(observed) if observed.state == State::Unknown => continue,
                 Ok(observed) => {
                     let run = Executor::new(&*backend, self.store(), &mut operation, Duration::ZERO)
@@ -142,36 +144,38 @@ impl Engine {
             // It has an end now; what is told with it has to be seen.
             let (observed, begun) = loop {
                 let begun = self.book().moment();
-                match backend.observe(&by, Look::Plain).await {
+                match backend.observe(&instance.id, Look::Plain).await {
                     Ok(observed) => break (Some(observed), begun),
                     Err(BackendError::NotFound(_)) => break (None, begun),
                     Err(_) => sleep(PAUSE).await,
                 }
             };
-            {
+            let drift = {
                 let mut book = self.book();
-                if let Some(observed) = observed.as_ref().filter(|observed| observed.reference != reference) {
-                    book.renamed(&reference, &observed.reference, &self.settings().config);
-                    reference = observed.reference.clone();
-                    operation.reference = reference.clone();
-                }
                 let settled = !self.store().has_open_beside(&operation);
-                match observed.clone() {
+                let drift = match observed.clone() {
                     Some(observed) => {
-                        let seen = Some((observed, begun));
-                        book.end(&reference, &operation.targets, seen, &self.settings().config, settled);
+                        operation.reference = observed.reference.clone();
+                        book.end(&operation, Some((observed, begun)), &self.settings().config, settled)
                     }
-                    None => book.drop_gone(&reference),
-                }
+                    None => {
+                        book.drop_gone(&instance);
+                        None
+                    }
+                };
                 if let Some((hold, reason)) = &ended.hold {
-                    book.hold(&reference, *hold, reason.clone());
+                    book.hold(&instance, *hold, reason.clone());
                 }
-            }
+                drift
+            };
             if let Some(observed) = &observed {
                 operation.note_stop(observed);
             }
             operation.elapsed_ms = operation.elapsed_ms.max(millis(since));
-            return self.end(&operation, ended, observed.as_ref()).await;
+            let drifted = drift.as_ref().map(|drift| self.told_drift(drift));
+            let reply = self.end(&operation, ended, observed.as_ref(), drifted).await;
+            self.drifted(drift);
+            return reply;
         }
     }
 }

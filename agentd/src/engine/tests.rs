@@ -9,7 +9,7 @@ use agentd_core::access::{AccessTable, Caller, ResolvedPrincipal, ResolvedRule, 
 use agentd_core::api::{Happening, HistoryEntry, HoldKind, Move, OperationView, ResizeRequest};
 use agentd_core::config::Config;
 use agentd_core::error::Code;
-use agentd_core::instance::{Kind, Observed, Ref, State, Target};
+use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Target};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::{Identity, Operation, Outcome, StepState, Who};
 use agentd_core::pattern::Pattern;
@@ -70,6 +70,11 @@ fn peer() -> Peer {
 
 fn reference() -> Ref {
     Ref::new(Kind::Vm, "web").unwrap()
+}
+
+/// What the fake engine's `web` is known by.
+fn instance() -> InstanceId {
+    InstanceId { kind: Kind::Vm, id: "fake-web".into() }
 }
 
 fn ask(wish: Wish) -> Ask {
@@ -417,8 +422,9 @@ async fn a_look_that_found_nothing_does_not_undo_a_later_one() {
     let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
     let early = engine.book().moment();
     engine.refresh(Duration::ZERO).await;
-    engine.book().forget(&reference(), early);
-    assert_eq!(engine.book().ledger().charge(&reference()).cpus, Cpus::whole(2));
+    let config = engine.settings().config.clone();
+    engine.book().record_listing(Kind::Vm, Vec::new(), early, &config);
+    assert_eq!(engine.book().ledger().charge(&instance()).cpus, Cpus::whole(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -548,25 +554,92 @@ proptest! {
     }
 }
 
+/// Two instances under these names, `web` with a hold.
+fn book_of_two(web: &Observed, names: [&str; 2]) -> (Book, [Observed; 2]) {
+    let config = Config::parse("test", CONFIG).unwrap();
+    let named = |name: &str, id: &str| Observed {
+        reference: Ref::new(Kind::Vm, name).unwrap(),
+        id: id.to_owned(),
+        ..web.clone()
+    };
+    let two = [named(names[0], "1"), named(names[1], "2")];
+    let mut book = Book::new(&config, HOST, "test".into());
+    let begun = book.moment();
+    book.record_listing(Kind::Vm, two.to_vec(), begun, &config);
+    book.hold(&two[0].instance_id(), HoldKind::NeedsAttention, "look".into());
+    (book, two)
+}
+
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_is_renamed_keeps_its_holds_and_is_charged_once() {
-    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
-    let renamed = Observed { reference: Ref::new(Kind::Vm, "old").unwrap(), ..seen(&fake).await };
-    let config = engine.settings().config.clone();
-    let mut book = engine.book();
-    let charge = book.ledger().committed();
-    book.hold(&reference(), HoldKind::NeedsAttention, "look".into());
+async fn a_name_may_go_to_another_instance_and_charge_and_holds_stay_where_they_were() {
+    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let config = Config::parse("test", CONFIG).unwrap();
+    let (_, [one, two]) = book_of_two(&seen(&fake).await, ["web", "new"]);
+    let call =
+        |observed: &Observed, name: &str| Observed { reference: Ref::new(Kind::Vm, name).unwrap(), ..observed.clone() };
+    // The second takes the name of the first, which goes on as `old`.
+    let moved = [call(&one, "old"), call(&two, "web")];
+    let looks: [&dyn Fn(&mut Book) -> bool; 3] = [
+        &|book| {
+            let begun = book.moment();
+            book.record_listing(Kind::Vm, moved.to_vec(), begun, &config).is_empty()
+        },
+        &|book| {
+            let begun = book.moment();
+            moved.iter().all(|observed| book.record(observed.clone(), begun, &config).is_none())
+        },
+        &|book| {
+            let begun = book.moment();
+            moved.iter().rev().all(|observed| book.record(observed.clone(), begun, &config).is_none())
+        },
+    ];
+    for look in looks {
+        let (mut book, _) = book_of_two(&seen(&fake).await, ["web", "new"]);
+        let committed = book.ledger().committed();
+        book.take_unrecorded();
+        assert!(look(&mut book), "a new name is no drift");
+        assert_eq!(book.ledger().committed(), committed);
+        let named = |name: &str| book.named(&Ref::new(Kind::Vm, name).unwrap()).map(|known| known.holds.len());
+        assert_eq!([named("old"), named("web"), named("new")], [Some(1), Some(0), None]);
+        assert_eq!(book.take_unrecorded().len(), 2, "the new names are for the record");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_has_to_be_settled_is_not_dropped_by_a_listing_and_one_with_its_name_is_charged_beside_it() {
+    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let config = Config::parse("test", CONFIG).unwrap();
+    let (mut book, [one, two]) = book_of_two(&seen(&fake).await, ["web", "other"]);
+    let committed = book.ledger().committed();
+    book.recovering(&operation_of(&one), "cut off".into());
+    let again = Observed { id: "3".into(), ..one.clone() };
     let begun = book.moment();
-    assert!(book.record(renamed.clone(), begun, &config).is_none(), "a new name is no drift");
-    assert!(book.get(&reference()).is_none());
-    assert_eq!(book.get(&renamed.reference).unwrap().holds.len(), 1);
-    assert_eq!(book.ledger().committed(), charge);
-    // What a change in flight holds under its old name it finds by itself.
-    book.begin(&renamed.reference, charge);
+    book.record_listing(Kind::Vm, vec![again.clone(), two], begun, &config);
+    assert_eq!(book.ledger().committed().cpus, Cpus::whole(6), "it, the one with its name, the other");
+    assert!(book.named(&again.reference).unwrap().holds.is_empty());
+    book.drop_gone(&one.instance_id());
+    assert_eq!(book.ledger().committed(), committed);
+    assert!(book.named(&again.reference).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_beside_a_change_of_unknown_outcome_is_told_and_what_it_may_have_moved_is_not() {
+    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let config = Config::parse("test", CONFIG).unwrap();
+    let (mut book, [one, _]) = book_of_two(&seen(&fake).await, ["web", "other"]);
+    book.recovering(&operation_of(&one), "cut off".into());
+    let mut after = one.clone();
+    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
+    after.memory.accepted = Some(Limit::At(ByteCount::mib(512)));
     let begun = book.moment();
-    book.record(seen(&fake).now_or_never().unwrap(), begun, &config);
-    assert!(book.get(&reference()).is_none());
+    let drift = book.record(after, begun, &config).unwrap();
+    assert!(matches!(drift.moves[..], [Move::Memory(_)]), "{drift:?}");
+}
+
+/// A change of vCPUs of this instance that is under way.
+fn operation_of(observed: &Observed) -> Operation {
+    let plan = Plan::empty(observed.reference.clone(), Identity::of(observed), Verb::Resize);
+    Operation::new("1".into(), peer().who, Plan { targets: of_cpus(), ..plan }, 0)
 }
 
 /// Targets of a change of vCPUs only.
@@ -587,9 +660,10 @@ async fn what_somebody_else_changed_beside_a_change_is_told_and_its_own_is_not()
     let config = engine.settings().config.clone();
     let mut book = engine.book();
     let charge = book.ledger().committed();
-    book.begin(&reference(), charge);
+    book.begin(&instance(), charge);
+    let operation = operation_of(&after);
     let seen = Some((after, book.moment()));
-    let drift = book.end(&reference(), &of_cpus(), seen, &config, true).unwrap();
+    let drift = book.end(&operation, seen, &config, true).unwrap();
     assert!(matches!(drift.moves[..], [Move::Memory(_)]), "{drift:?}");
 }
 
@@ -602,8 +676,8 @@ async fn a_change_whose_end_was_not_seen_keeps_its_charge_and_is_no_drift_after_
     let config = engine.settings().config.clone();
     let mut book = engine.book();
     let grown = Charge { cpus: Cpus::whole(3), ..book.ledger().committed() };
-    book.begin(&reference(), grown);
-    assert!(book.end(&reference(), &of_cpus(), None, &config, true).is_none());
+    book.begin(&instance(), grown);
+    assert!(book.end(&operation_of(&after), None, &config, true).is_none());
     let rows = book.take_unrecorded();
     let [Entry::Instance(row)] = &rows[..] else { panic!("{rows:?}") };
     let mut later = Book::new(&config, HOST, "later".into());
@@ -683,4 +757,53 @@ async fn a_change_of_a_kind_that_was_switched_off_stays_as_it_was_cut_off_and_is
     assert!(failure.problem.detail.contains("switched off"), "{}", failure.problem);
     assert_eq!(engine.operation(&peer(), "1").await.unwrap().outcome, Outcome::Running);
     drop(store);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_tells_no_name_to_who_may_not_see_it() {
+    let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let rule = ResolvedRule {
+        description: "[[access]] 1".into(),
+        principal: ResolvedPrincipal::Uid(7),
+        rights: [Right::Read, Right::Resize].into_iter().collect(),
+        pattern: Pattern::parse("vm/mine").unwrap(),
+    };
+    let Settings { config, host, .. } = &*engine.settings();
+    let access = AccessTable::new(vec![rule], 0);
+    engine.set_settings(Settings { config: config.clone(), access, host: *host, notes: Vec::new() });
+    let stranger = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    let by_id = Target::Full(Ref::new(Kind::Vm, "fake-web").unwrap());
+    let shown = engine.show(&stranger, &by_id).await.unwrap_err();
+    let ask = Ask { target: by_id, ..resize(&serde_json::json!({"cpus": 3}), SHORT) };
+    let changed = engine.reply(engine.submit(stranger, ask, None).unwrap()).await.unwrap_err().problem;
+    for problem in [shown, changed] {
+        assert_eq!(problem.code, Code::NotFound);
+        assert!(problem.detail.contains("vm/fake-web") && !problem.detail.contains("vm/web"), "{problem}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_told_of_a_change_of_unknown_outcome_is_told_again_after_a_restart() {
+    let mut spec = web(&serde_json::json!([{"instance": "vm/web", "nth": 0, "fault": "hang"}]));
+    spec["late_ms"] = 0.into();
+    let spec: FakeSpec = serde_json::from_value(spec).unwrap();
+    let fake = Arc::new(Fake::new(spec));
+    let location = store_location();
+    let life = |may_be_new| {
+        let config = Config::parse("test", CONFIG).unwrap();
+        let settings = Settings { config, access: AccessTable::new(Vec::new(), 0), host: HOST, notes: Vec::new() };
+        let backends: Vec<Arc<dyn Backend>> = vec![Arc::clone(&fake) as Arc<dyn Backend>];
+        Engine::new(backends, settings, Store::inline(location.clone(), may_be_new), "test".into())
+    };
+    let first = life(true);
+    first.restore().await.unwrap();
+    let key = || Some(("key".to_owned(), "request".to_owned()));
+    let body = serde_json::json!({"cpus": 3});
+    let told = first.reply(first.submit(peer(), resize(&body, SHORT), key()).unwrap()).await.unwrap_err();
+    assert_eq!(told.problem.code, Code::BackendTimeout);
+    fake.blur("web", true);
+    let second = life(false);
+    second.restore().await.unwrap();
+    let again = second.reply(second.submit(peer(), resize(&body, SHORT), key()).unwrap()).await.unwrap_err();
+    assert_eq!(again.problem, told.problem);
 }

@@ -148,19 +148,13 @@ impl Engine {
     /// Tells what was changed behind the daemon's back, and puts it back where the config says so.
     pub(super) fn drifted(&self, drift: impl IntoIterator<Item = Drift>) {
         for drift in drift {
-            let Drift { observed, version, moves } = drift;
-            let (reference, labels) = (observed.reference.clone(), &observed.labels);
-            let repair = self.settings().config.rules_for(reference.as_str(), labels).repair_drift;
+            let repair = self.is_repaired(&drift.observed);
+            let (reference, moves) = (&drift.observed.reference, &drift.moves);
             tracing::warn!(instance = %reference, ?moves, repair, "changed behind agentd's back");
-            let detail = if repair { "it is to be put back ([[limit]] repair_drift)" } else { "it is left as it is" };
-            let entry = HistoryEntry {
-                moves: moves.clone(),
-                detail: Some(detail.to_owned()),
-                ..HistoryEntry::new(Happening::Drift, reference.to_string())
-            };
+            let told = self.told_drift(&drift);
+            let Drift { observed, version, moves } = drift;
             let mut entries = self.book().take_unrecorded();
-            let mark = format!("drift/{version}");
-            entries.push(Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark })));
+            entries.push(told);
             self.store().write_later(entries);
             if repair {
                 self.repair_soon(observed, version, moves);
@@ -168,13 +162,29 @@ impl Engine {
         }
     }
 
+    fn is_repaired(&self, observed: &Observed) -> bool {
+        self.settings().config.rules_for(observed.reference.as_str(), &observed.labels).repair_drift
+    }
+
+    /// What the history tells of drift. Told twice it is on record once.
+    pub(super) fn told_drift(&self, drift: &Drift) -> Entry {
+        let repair = self.is_repaired(&drift.observed);
+        let detail = if repair { "it is to be put back ([[limit]] repair_drift)" } else { "it is left as it is" };
+        let entry = HistoryEntry {
+            moves: drift.moves.clone(),
+            detail: Some(detail.to_owned()),
+            ..HistoryEntry::new(Happening::Drift, drift.observed.reference.to_string())
+        };
+        Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("drift/{}", drift.version) }))
+    }
+
     /// Puts back what moved once it has come to rest. What moves in several goes, a guest's balloon say, is put back to where
     /// it was before the first.
     fn repair_soon(&self, observed: Observed, version: String, moves: Vec<Move>) {
         let mut repairs = self.inner.repairs.lock().unwrap_or_else(PoisonError::into_inner);
         repairs.retain(|_, repair| repair.waits || repair.at.elapsed() < REPAIR_PAUSE);
-        let reference = observed.reference.clone();
-        let known = repairs.get_mut(&reference);
+        let instance = observed.instance_id();
+        let known = repairs.get_mut(&instance);
         if let Some(repair) = known.filter(|repair| repair.waits) {
             let side = |moved: &Move| (std::mem::discriminant(moved), is_saved(moved));
             let new = moves.into_iter().filter(|new| repair.moves.iter().all(|old| side(old) != side(new)));
@@ -184,15 +194,15 @@ impl Engine {
             return;
         }
         let pause =
-            repairs.get(&reference).map_or(Duration::ZERO, |last| REPAIR_PAUSE.saturating_sub(last.at.elapsed()));
+            repairs.get(&instance).map_or(Duration::ZERO, |last| REPAIR_PAUSE.saturating_sub(last.at.elapsed()));
         let at = tokio::time::Instant::now();
-        repairs.insert(reference.clone(), Repair { observed, version, moves, at, waits: true });
+        repairs.insert(instance.clone(), Repair { observed, version, moves, at, waits: true });
         let engine = self.clone();
         tokio::spawn(async move {
             sleep(AT_REST.max(pause)).await;
             let repair = {
                 let mut repairs = engine.inner.repairs.lock().unwrap_or_else(PoisonError::into_inner);
-                repairs.get_mut(&reference).map(|repair| {
+                repairs.get_mut(&instance).map(|repair| {
                     (repair.waits, repair.at) = (false, tokio::time::Instant::now());
                     repair.clone()
                 })

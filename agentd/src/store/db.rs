@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use agentd_core::api::HistoryEntry;
-use agentd_core::instance::Ref;
+use agentd_core::instance::InstanceId;
 use agentd_core::operation::Operation;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use serde::Serialize;
@@ -49,7 +49,7 @@ pub enum Entry {
     /// What is known of an instance.
     Instance(Box<Remembered>),
     /// An instance that is gone, and the stamp of that.
-    Gone(Ref, u64),
+    Gone(InstanceId, u64),
     /// Something for the history.
     History(Box<Told>),
 }
@@ -129,12 +129,12 @@ impl Db {
 
     /// Everything that a daemon must know when it starts.
     pub(super) fn load(&self, keys_since_ms: u64) -> Result<Loaded, StoreError> {
-        let rows = |sql: &str| -> Result<Vec<String>, StoreError> {
-            let mut statement = self.connection.prepare(sql)?;
-            let rows = statement.query_map([], |row| row.get(0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        };
-        let open = rows("SELECT body FROM operations WHERE open = 1 ORDER BY id")?;
+        let mut statement = self.connection.prepare("SELECT body, reply FROM operations WHERE open = 1 ORDER BY id")?;
+        let mut open = statement.query([])?;
+        let mut unfinished = Vec::new();
+        while let Some(row) = open.next()? {
+            unfinished.push(recorded(&row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)?);
+        }
         let mut statement = self.connection.prepare("SELECT stamp, version, holds, observed, unseen FROM instances")?;
         let mut instances = statement.query([])?;
         let mut remembered = Vec::new();
@@ -159,7 +159,6 @@ impl Db {
             })
         })?;
         let keys = keys.collect::<Result<_, _>>()?;
-        let unfinished = open.iter().map(|body| parse(body)).collect::<Result<_, _>>()?;
         Ok(Loaded { unfinished, remembered, keys })
     }
 
@@ -195,9 +194,7 @@ impl Reader {
         let row = statement
             .query_row([id], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))
             .optional()?;
-        let Some((body, reply)) = row else { return Ok(None) };
-        let reply = reply.map(|reply| parse(&reply)).transpose()?;
-        Ok(Some(Recorded { operation: parse(&body)?, reply, unwritten: false }))
+        row.map(|(body, reply)| recorded(&body, reply)).transpose()
     }
 
     /// The newest operations first: those of one instance, of one caller, from before one of them, where these are named.
@@ -256,7 +253,7 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                      ON CONFLICT (id) DO UPDATE SET
                          reference = excluded.reference, open = excluded.open, body = excluded.body,
-                         reply = excluded.reply",
+                         reply = coalesce(excluded.reply, reply)",
                 )?
                 .execute(params![
                     operation.id,
@@ -295,15 +292,15 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
         Entry::Instance(instance) => {
             transaction
                 .prepare_cached(
-                    "INSERT INTO instances (reference, stamp, version, holds, observed, unseen)
+                    "INSERT INTO instances (id, stamp, version, holds, observed, unseen)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT (reference) DO UPDATE SET
+                     ON CONFLICT (id) DO UPDATE SET
                          stamp = excluded.stamp, version = excluded.version, holds = excluded.holds,
                          observed = excluded.observed, unseen = excluded.unseen
                      WHERE excluded.stamp > stamp",
                 )?
                 .execute(params![
-                    instance.observed.reference.as_str(),
+                    instance.observed.instance_id().to_string(),
                     signed(instance.stamp),
                     instance.version,
                     text(&instance.holds)?,
@@ -311,10 +308,10 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
                     instance.unseen.as_ref().map(text).transpose()?
                 ])?;
         }
-        Entry::Gone(reference, stamp) => {
+        Entry::Gone(instance, stamp) => {
             transaction
-                .prepare_cached("DELETE FROM instances WHERE reference = ?1 AND stamp < ?2")?
-                .execute(params![reference.as_str(), signed(*stamp)])?;
+                .prepare_cached("DELETE FROM instances WHERE id = ?1 AND stamp < ?2")?
+                .execute(params![instance.to_string(), signed(*stamp)])?;
         }
         Entry::History(told) => {
             let Told { entry, at_ms, mark } = &**told;
@@ -333,6 +330,11 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
         }
     }
     Ok(())
+}
+
+fn recorded(body: &str, reply: Option<String>) -> Result<Recorded, StoreError> {
+    let reply = reply.map(|reply| parse(&reply)).transpose()?;
+    Ok(Recorded { operation: parse(body)?, reply, unwritten: false })
 }
 
 fn text(value: &impl Serialize) -> Result<String, StoreError> {

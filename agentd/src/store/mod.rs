@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::{Happening, HistoryEntry, Hold, OperationView};
-use agentd_core::instance::{Observed, Ref};
+use agentd_core::instance::{InstanceId, Observed};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::Operation;
 use nix::fcntl::{Flock, FlockArg};
@@ -54,6 +54,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What came of reading.
+    fn unreadable(self) -> Self {
+        if let StoreError::Unwritable(why) = self { StoreError::Unreadable(why) } else { self }
+    }
+
     /// The same with the file's path.
     fn of(&self, path: &Path) -> Self {
         let with = |why: &str| format!("{why} ({})", path.display());
@@ -83,7 +88,7 @@ pub type Reply = Result<OperationView, Failure>;
 pub struct Recorded {
     /// The operation.
     pub operation: Operation,
-    /// What its caller was told at its end.
+    /// What its caller was told at its end, or when nobody knew it.
     pub reply: Option<Reply>,
     /// Whether the disk has not taken that yet.
     pub unwritten: bool,
@@ -111,7 +116,7 @@ pub struct Remembered {
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// The operations whose outcome isn't known, the oldest first.
-    pub unfinished: Vec<Operation>,
+    pub unfinished: Vec<Recorded>,
     /// The instances.
     pub remembered: Vec<Remembered>,
     /// The keys that were used.
@@ -190,8 +195,8 @@ impl Store {
         let loaded = loaded.await.unwrap_or_else(|_| Err(gone()))?;
         self.shared.loaded.store(true, Ordering::Release);
         let mut live = self.live();
-        for operation in &loaded.unfinished {
-            live.insert(operation.id.clone(), Recorded { operation: operation.clone(), reply: None, unwritten: false });
+        for recorded in &loaded.unfinished {
+            live.insert(recorded.operation.id.clone(), recorded.clone());
         }
         Ok(loaded)
     }
@@ -229,17 +234,13 @@ impl Store {
         }
     }
 
-    /// Whether another operation of the same instance has no end yet, under whichever name that was begun.
+    /// Whether another operation of the same instance has no end yet, under whichever name that was begun. One that never
+    /// had a plan did nothing to any.
     pub fn has_open_beside(&self, operation: &Operation) -> bool {
-        // One that never had a plan knows its instance by name only.
-        let id = Some(&operation.identity.id).filter(|id| !id.is_empty());
-        let same = |other: &Operation| {
-            let (here, there) = (&operation.reference, &other.reference);
-            here == there || (here.kind() == there.kind() && id == Some(&other.identity.id))
-        };
+        let instance = operation.instance_id();
         let live = self.live();
         let mut others = live.values().map(|recorded| &recorded.operation).filter(|other| other.id != operation.id);
-        others.any(|other| other.is_open() && same(other))
+        others.any(|other| other.is_open() && other.instance_id() == instance)
     }
 
     /// An operation by its id.
@@ -319,10 +320,7 @@ impl Store {
             #[cfg(any(test, feature = "fake"))]
             Access::Inline(_) => job(),
         };
-        answer.map_err(|error| match error {
-            StoreError::Unwritable(why) => StoreError::Unreadable(why),
-            error => error,
-        })
+        answer.map_err(StoreError::unreadable)
     }
 
     fn send(&self, work: Work) {
@@ -465,7 +463,8 @@ impl Writer {
                     drop(live.remove(&operation.id))
                 }
                 Entry::Operation(operation, reply) if !unwritten || kept => {
-                    let (operation, reply) = (*operation.clone(), reply.as_deref().cloned());
+                    let told = live.remove(&operation.id).and_then(|recorded| recorded.reply);
+                    let (operation, reply) = (*operation.clone(), reply.as_deref().cloned().or(told));
                     live.insert(operation.id.clone(), Recorded { operation, reply, unwritten });
                 }
                 _ => {}
@@ -510,7 +509,7 @@ impl Writer {
             make_private(&self.location.path)?;
         }
         let db = Db::open(&self.location, self.may_be_new, true)?;
-        let loaded = db.load(keys_since_ms)?;
+        let loaded = db.load(keys_since_ms).map_err(StoreError::unreadable)?;
         if let Some(lock) = &mut self.lock
             && self.may_be_new
         {
@@ -528,15 +527,15 @@ fn shorten(backlog: &mut Vec<Entry>, most: usize) {
         return;
     }
     let row = |entry: &Entry| match entry {
-        Entry::Instance(remembered) => Some((remembered.observed.reference.clone(), remembered.stamp)),
-        Entry::Gone(reference, stamp) => Some((reference.clone(), *stamp)),
+        Entry::Instance(remembered) => Some((remembered.observed.instance_id(), remembered.stamp)),
+        Entry::Gone(instance, stamp) => Some((instance.clone(), *stamp)),
         _ => None,
     };
-    let mut newest: HashMap<Ref, u64> = HashMap::new();
-    for (reference, stamp) in backlog.iter().filter_map(row) {
-        newest.entry(reference).and_modify(|newest| *newest = stamp.max(*newest)).or_insert(stamp);
+    let mut newest: HashMap<InstanceId, u64> = HashMap::new();
+    for (instance, stamp) in backlog.iter().filter_map(row) {
+        newest.entry(instance).and_modify(|newest| *newest = stamp.max(*newest)).or_insert(stamp);
     }
-    backlog.retain(|entry| row(entry).is_none_or(|(reference, stamp)| newest.get(&reference) == Some(&stamp)));
+    backlog.retain(|entry| row(entry).is_none_or(|(instance, stamp)| newest.get(&instance) == Some(&stamp)));
     let mut over = backlog.len().saturating_sub(most);
     let dropped = over;
     backlog.retain(|entry| {

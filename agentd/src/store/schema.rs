@@ -8,7 +8,8 @@ use super::StoreError;
 const APPLICATION: i32 = 0x6167_7464;
 
 /// Each entry makes a store of the version before it one of its own: the first an empty one.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE operations (
     id          TEXT PRIMARY KEY,           -- a ULID: sorts by time
     reference   TEXT NOT NULL,              -- kind/name
@@ -33,8 +34,7 @@ CREATE TABLE instances (
     stamp       INTEGER NOT NULL,           -- grows with what is known of it
     version     TEXT NOT NULL,
     holds       TEXT NOT NULL,              -- JSON
-    observed    TEXT NOT NULL,              -- the last observation: what was accepted, JSON
-    unseen      TEXT                        -- what it stays charged: a change of it ended that was not seen yet, JSON
+    observed    TEXT NOT NULL               -- the last observation: what was accepted, JSON
 ) WITHOUT ROWID;
 CREATE TABLE history (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -46,7 +46,24 @@ CREATE TABLE history (
 );
 CREATE INDEX history_of_instance ON history (reference, seq);
 CREATE TRIGGER history_only_grows BEFORE UPDATE ON history BEGIN SELECT raise(ABORT, 'the history only grows'); END;
-"];
+",
+    "
+CREATE TABLE known (
+    id          TEXT PRIMARY KEY,           -- kind/id: what stays when the name goes to another one
+    stamp       INTEGER NOT NULL,           -- grows with what is known of it
+    version     TEXT NOT NULL,
+    holds       TEXT NOT NULL,              -- JSON
+    observed    TEXT NOT NULL,              -- the last observation: its name, what was accepted, JSON
+    unseen      TEXT                        -- what it stays charged: a change of it ended that was not seen yet, JSON
+) WITHOUT ROWID;
+INSERT OR REPLACE INTO known
+    SELECT substr(reference, 1, instr(reference, '/')) || json_extract(observed, '$.id'),
+           stamp, version, holds, observed, NULL
+    FROM instances ORDER BY stamp;
+DROP TABLE instances;
+ALTER TABLE known RENAME TO instances;
+",
+];
 
 /// The schema that a store has, without touching it. An empty one is taken for a new one only where `may_be_new`: a store
 /// that was there before and is empty now has lost what it knew.
@@ -67,16 +84,17 @@ pub(super) fn version(connection: &Connection, may_be_new: bool) -> Result<usize
 
 /// Brings a store of schema `known` to today's.
 pub(super) fn migrate(connection: &mut Connection, known: usize) -> Result<(), StoreError> {
-    if known == MIGRATIONS.len() {
-        return Ok(());
-    }
-    // One transaction: a migration that is cut off has not begun.
+    if known == MIGRATIONS.len() { Ok(()) } else { migrate_to(connection, known, MIGRATIONS.len()) }
+}
+
+/// One transaction: a migration that is cut off has not begun.
+pub(super) fn migrate_to(connection: &mut Connection, known: usize, version: usize) -> Result<(), StoreError> {
     let transaction = connection.transaction()?;
-    for migration in &MIGRATIONS[known..] {
+    for migration in &MIGRATIONS[known..version] {
         transaction.execute_batch(migration)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION)?;
-    transaction.pragma_update(None, "user_version", i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX))?;
+    transaction.pragma_update(None, "user_version", i32::try_from(version).unwrap_or(i32::MAX))?;
     Ok(transaction.commit()?)
 }
 

@@ -1,12 +1,14 @@
 //! The store on a real file: what is on record is there after a restart, and what can't be read is not taken for nothing.
 
 use agentd_core::api::{Happening, HistoryEntry};
-use agentd_core::instance::{Kind, Ref};
+use agentd_core::instance::{InstanceId, Kind, Ref};
 use agentd_core::operation::{Identity, Outcome, Who};
 use agentd_core::plan::{Plan, Verb};
 use tempfile::TempDir;
 
 use super::*;
+use crate::backend::fake::Fake;
+use crate::backend::{Backend, Look};
 
 fn operation(id: &str, outcome: Outcome) -> Operation {
     let identity = Identity { id: "1".into(), boot: None };
@@ -77,7 +79,8 @@ async fn what_was_committed_is_there_after_a_restart() {
     drop(store);
     let (store, loaded) = open(&dir).await;
     let loaded = loaded.unwrap();
-    assert_eq!((loaded.unfinished, loaded.keys), (vec![running.clone()], vec![key]));
+    let unfinished: Vec<Operation> = loaded.unfinished.into_iter().map(|recorded| recorded.operation).collect();
+    assert_eq!((unfinished, loaded.keys), (vec![running.clone()], vec![key]));
     assert_eq!(store.newest(None, Some(7), None, 10).await.unwrap(), vec![running, ended]);
     assert!(store.newest(None, Some(8), None, 10).await.unwrap().is_empty());
     let history = store.history(Page { limit: 10, ..Page::default() }).await.unwrap();
@@ -103,7 +106,7 @@ async fn an_operation_under_way_is_read_as_it_stands() {
 
 #[test]
 fn a_backlog_keeps_how_changes_ended_and_the_newest_of_each_instance() {
-    let row = |name: &str, stamp| Entry::Gone(Ref::new(Kind::Vm, name).unwrap(), stamp);
+    let row = |id: &str, stamp| Entry::Gone(InstanceId { kind: Kind::Vm, id: id.to_owned() }, stamp);
     let mut backlog: Vec<Entry> = Vec::new();
     for n in 0..10 {
         backlog.push(row("web", if n == 3 { 100 } else { n }));
@@ -156,6 +159,28 @@ async fn what_is_there_and_cant_be_read_is_never_taken_for_an_empty_store() {
     let (store, loaded) = open(&dir).await;
     loaded.unwrap();
     assert!(store.operation("1").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_store_of_an_older_schema_is_brought_to_todays_with_all_that_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut connection = rusqlite::Connection::open(dir.path().join("agentd.db")).unwrap();
+    schema::migrate_to(&mut connection, 0, 1).unwrap();
+    let spec = serde_json::json!({"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB"});
+    let fake = Fake::new(serde_json::from_value(serde_json::json!({"instances": [spec]})).unwrap());
+    let observed = serde_json::to_string(&fake.observe("web", Look::Plain).await.unwrap()).unwrap();
+    connection
+        .execute_batch(&format!(
+            "INSERT INTO instances VALUES ('vm/web', 3, 'a-1', '[{{\"hold\":\"needs-attention\",\"reason\":\"look\"}}]',
+             '{observed}');"
+        ))
+        .unwrap();
+    drop(connection);
+    std::fs::write(dir.path().join("lock"), "1\n").unwrap();
+    let (_store, loaded) = open(&dir).await;
+    let remembered = loaded.unwrap().remembered;
+    assert_eq!((remembered.len(), remembered[0].stamp, remembered[0].holds.len()), (1, 3, 1));
+    assert!(remembered[0].unseen.is_none());
 }
 
 #[tokio::test]

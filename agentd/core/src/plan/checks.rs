@@ -204,8 +204,8 @@ pub(super) fn check_shrink(inputs: &Inputs<'_>, aim: &Aim<ByteCount>) -> Result<
 
 /// Holds what the change will be charged against the caps.
 pub(super) fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Problem> {
-    let reference = &inputs.observed.reference;
-    let now = inputs.ledger.charge(reference);
+    let instance = inputs.observed.instance_id();
+    let now = inputs.ledger.charge(&instance);
     let mut wanted = now;
     let mut checked = now;
     if let Some(cpus) = needed.live.cpus {
@@ -219,7 +219,7 @@ pub(super) fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Prob
         checked.memory =
             if inputs.observed.memory.accepted == Some(Limit::Unlimited) { now.memory } else { wanted.memory };
     }
-    inputs.ledger.check(reference, checked).map_err(|refused| admission::refusal(inputs, &refused, checked))?;
+    inputs.ledger.check(&instance, checked).map_err(|refused| admission::refusal(inputs, &refused, checked))?;
     Ok(wanted.max(now))
 }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use power::{start, stop};
 pub use resize::resize;
-pub use settle::{Reached, may_be_ours, reached, same_cpu_time, unchanged_since};
+pub use settle::{Reached, may_be_ours, may_stand_unseen, reached, same_cpu_time, unchanged_since};
 pub use undo::undo;
 pub use words::describe;
 
@@ -382,7 +382,7 @@ impl Inputs<'_> {
     /// A plan with nothing in it yet, charged as its instance is.
     fn empty_plan(&self, verb: Verb) -> Plan {
         let (reference, identity) = (self.observed.reference.clone(), Identity::of(self.observed));
-        let charge = self.ledger.charge(&reference);
+        let charge = self.ledger.charge(&self.observed.instance_id());
         Plan { charge, ..Plan::empty(reference, identity, verb) }
     }
 }

@@ -34,7 +34,10 @@ pub fn start(inputs: &Inputs<'_>) -> Result<Plan, Problem> {
     }
     inputs.refuse_if_blocked()?;
     let wanted = admission::start_charge(observed, inputs.config);
-    inputs.ledger.check(reference, wanted).map_err(|refused| admission::refusal(inputs, &refused, wanted))?;
+    inputs
+        .ledger
+        .check(&observed.instance_id(), wanted)
+        .map_err(|refused| admission::refusal(inputs, &refused, wanted))?;
     plan.charge = wanted;
     plan.steps.push(step(inputs, Action::Start, Settle::Within(START_TIME)));
     Ok(plan)
@@ -69,7 +72,7 @@ pub fn stop(inputs: &Inputs<'_>, timeout: Option<Duration>, force: bool) -> Resu
     }
     let wanted = admission::start_charge(observed, inputs.config);
     let (caps, committed) = (inputs.ledger.caps().host, inputs.ledger.committed());
-    let own = inputs.ledger.charge(reference);
+    let own = inputs.ledger.charge(&observed.instance_id());
     let over_cpus = committed.cpus.saturating_sub(own.cpus).saturating_add(wanted.cpus) > caps.cpus;
     let over_memory = committed.memory.saturating_sub(own.memory).saturating_add(wanted.memory) > caps.memory;
     if over_cpus || over_memory {

@@ -65,6 +65,13 @@ pub fn unchanged_since(action: &Action, observed: &Observed) -> bool {
     !matches!(reached(action, observed), Reached::No(_))
 }
 
+/// Whether what an action was asked for may stand though nothing of it is seen: no hypervisor tells a balloon's target, and
+/// a guest may follow it at any later time.
+pub fn may_stand_unseen(action: &Action, observed: &Observed) -> bool {
+    let memory = matches!(action.sets(), Some((Scope::Live, values)) if values.memory.is_some());
+    memory && observed.reference.kind() == Kind::Vm
+}
+
 /// Whether what is there may have come of a step that failed: each field has what the step was to set or what its undo puts
 /// back. vCPUs are plugged one by one, so those of a VM may be on the way; so may its balloon in a recovery, because what
 /// target it was given not every hypervisor tells. Anything else was set by somebody else.

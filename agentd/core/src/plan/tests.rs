@@ -69,7 +69,7 @@ pub(super) fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Input
     let capacity = &config.capacity;
     let host = HostCapacity { cpus: capacity.cpus.or_host(HOST.cpus), memory: capacity.memory.or_host(HOST.memory) };
     let mut ledger = Ledger::new(caps(&config, host));
-    ledger.observe(&observed.reference, charge_of(observed, &config), &rules.matching);
+    ledger.observe(&observed.instance_id(), charge_of(observed, &config), &rules.matching);
     run(&Inputs { observed, holds: &[], config: &config, rules: &rules, host, ledger: &ledger })
 }
 
