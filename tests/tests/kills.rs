@@ -226,3 +226,75 @@ fn a_real_guest_is_wholly_before_or_wholly_after_wherever_the_daemon_is_killed()
     }
     bail!("it has no end")
 }
+
+#[test]
+fn a_balloon_target_that_the_guest_has_not_begun_to_follow_is_taken_back_too() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("web").vcpus(1, 2).memory(384, 384).define_and_start(&libvirt)?;
+    let config = format!(
+        "[libvirt]\nuri = \"{}\"\n[capacity]\ncpus = 4\nmemory = \"4GiB\"\n[[limit]]\nmatch = \"*\"\nshrink_margin = \"16MiB\"\n",
+        libvirt.uri()
+    );
+    let home = Home::new(&config)?.inside(&lab);
+    let life = home.start(Kill::Never)?;
+    guest.slow(true)?;
+    let headers = [("Content-Type", "application/json"), ("Prefer", "wait=2")];
+    let body = json!({"memory": "320MiB", "wait": "5m"}).to_string();
+    let reply = life.ask("POST", "/v1/instances/vm/web/resize", &headers, body.as_bytes())?.context("it lives")?;
+    let last =
+        |reply: &Value| reply["steps"].as_array().and_then(|steps| steps.last()).map(|step| step["state"].clone());
+    let operation = reply.json();
+    ensure!((reply.status, last(&operation)) == (202, Some(json!("doing"))), "{operation}");
+    life.kill()?;
+    let life = home.start(Kill::Never)?;
+    ensure!(life.settle(&["running", "unknown"])?, "it was killed by nobody");
+    let operation = life.operations()?.context("it lives")?.remove(0);
+    ensure!(operation["outcome"] == "rolled-back", "{operation}");
+    // What it was asked for before it follows as soon as it can.
+    guest.slow(false)?;
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_secs(1));
+        let [_, balloon, _, saved] = truth(&guest)?;
+        ensure!((balloon, saved) == (384, 384), "the guest went to {balloon} MiB after {operation}");
+    }
+    Ok(())
+}
+
+/// A container that had a name and is gone, or goes on under another one: who has the name now is charged all the same.
+#[test]
+fn a_container_in_the_place_of_one_that_has_to_be_settled_is_charged_from_the_start() -> Result<()> {
+    let lab = Lab::new()?;
+    let docker = Docker::start(&lab)?;
+    let run = |name: &str, quota: &str| {
+        docker.run(name, &["--cpu-period", "100000", "--cpu-quota", quota, "-m", "64m", "--memory-swap", "64m"])
+    };
+    let config =
+        format!("[docker]\nsocket = \"{}\"\n[capacity]\ncpus = 3\nmemory = \"8GiB\"\n", docker.socket().display());
+    let headers = [("Content-Type", "application/json")];
+    run("other", "50000")?;
+    for (way, committed) in [(&["rm", "-f", "web"][..], json!(2.5)), (&["rename", "web", "old"], json!(3))] {
+        run("web", "50000")?;
+        let home = Home::new(&config)?;
+        // After the intent is on record, before anything is asked of the engine.
+        let life = home.start(Kill::At(3))?;
+        life.ask("POST", "/v1/instances/container/web/resize", &headers, br#"{"cpus": 1}"#)?;
+        life.settle(&["running", "unknown"])?;
+        ensure!(home.places() == ["backend: before"], "{:?}", home.places());
+        docker.docker(way)?;
+        run("web", "200000")?;
+        let life = home.start(Kill::Never)?;
+        let began = std::time::Instant::now();
+        while began.elapsed() < Duration::from_secs(4) {
+            let path = "/v1/instances/container/other/resize";
+            let reply = life.ask("POST", path, &headers, br#"{"cpus": 2}"#)?.context("it lives")?;
+            ensure!(reply.status == 429, "{way:?}: {} {}", reply.status, reply.text());
+        }
+        ensure!(life.settle(&["running", "unknown"])?, "it was killed by nobody");
+        let capacity = life.get("/v1/capacity")?.context("it lives")?;
+        assert_eq!(capacity["cpus"]["committed"], committed, "{way:?}: {capacity}");
+        life.kill()?;
+        docker.rm("web")?;
+    }
+    Ok(())
+}
