@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use agentd_core::api::{Hold, HoldKind, Instance, Move};
+use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Move};
 use agentd_core::config::Config;
 use agentd_core::drift::{drift, is_of};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
@@ -18,7 +18,8 @@ use agentd_core::ledger::{Charge, Ledger};
 use agentd_core::operation::Operation;
 use agentd_core::plan::{HostCapacity, Targets, caps, charge_of};
 
-use crate::store::{Entry, Remembered};
+use crate::clock::now_ms;
+use crate::store::{Entry, Remembered, Told};
 
 /// A point in the order of observations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,9 +59,11 @@ impl Known {
     /// What the record keeps of it. That it is recovering is found out anew.
     fn remembered(&self, stamp: u64, ledger: &Ledger) -> Remembered {
         let holds = self.holds.iter().filter(|hold| hold.hold != HoldKind::Recovering);
+        // One that can't be read now is remembered as it was when it could: it is charged and compared by that.
+        let observed = Observed { reference: self.observed.reference.clone(), ..self.last_readable().clone() };
         Remembered {
             stamp,
-            observed: self.observed.clone(),
+            observed,
             version: self.version.clone(),
             holds: holds.cloned().collect(),
             unseen: self.unseen.then(|| ledger.charge(&self.observed.instance_id())),
@@ -87,6 +90,8 @@ pub struct Book {
     names: HashMap<Ref, InstanceId>,
     /// What the record doesn't know yet.
     unrecorded: BTreeSet<InstanceId>,
+    /// Drift that is not in the history yet.
+    untold: Vec<Entry>,
     ledger: Ledger,
     clock: u64,
     versions: u64,
@@ -102,6 +107,7 @@ impl Book {
             known: BTreeMap::new(),
             names: HashMap::new(),
             unrecorded: BTreeSet::new(),
+            untold: Vec::new(),
             ledger: Ledger::new(caps(config, host)),
             clock: 0,
             versions: 0,
@@ -130,17 +136,24 @@ impl Book {
     }
 
     /// Takes what an earlier life of the daemon knew of an instance. It is charged from here on, whether or not its backend
-    /// answers.
+    /// answers. Where it was seen in this life already, only what can't be seen is taken.
     pub fn restore(&mut self, remembered: Remembered, config: &Config) {
         let Remembered { stamp, observed, version, holds, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let instance = observed.instance_id();
+        if let Some(known) = self.known.get_mut(&instance) {
+            known.holds = holds;
+            return;
+        }
         self.ledger.observe(&instance, charge_of(&observed, config), &limits_of(&observed, config));
         if let Some(charge) = unseen {
             self.ledger.reserve(&instance, charge);
         }
         let (seen, unseen) = (Moment(0), unseen.is_some());
-        self.names.insert(observed.reference.clone(), instance.clone());
+        let seen_with_it = self.names.get(&observed.reference).and_then(|other| self.known.get(other));
+        if seen_with_it.is_none_or(|other| other.seen == Moment(0)) {
+            self.names.insert(observed.reference.clone(), instance.clone());
+        }
         let known = Known { observed, readable: None, version, holds, seen, busy: false, unseen, doubtful: Vec::new() };
         self.known.insert(instance, known);
     }
@@ -169,11 +182,13 @@ impl Book {
         Some(Entry::Instance(Box::new(remembered)))
     }
 
-    /// What changed of the instances since this was last asked, for the record.
+    /// What changed of the instances since this was last asked, for the record, with the drift that was found: what is
+    /// recorded without it would never be told.
     pub fn take_unrecorded(&mut self) -> Vec<Entry> {
         let unrecorded = std::mem::take(&mut self.unrecorded);
+        let untold = std::mem::take(&mut self.untold);
         if unrecorded.is_empty() {
-            return Vec::new();
+            return untold;
         }
         // Who takes them earlier may be the later one to write them.
         let Moment(stamp) = self.moment();
@@ -181,7 +196,7 @@ impl Book {
             Some(known) => Entry::Instance(Box::new(known.remembered(stamp, &self.ledger))),
             None => Entry::Gone(instance, stamp),
         };
-        unrecorded.into_iter().map(entry).collect()
+        unrecorded.into_iter().map(entry).chain(untold).collect()
     }
 
     /// Takes an observation of one instance that was begun at `begun`. Ignored where something newer is known, or where a
@@ -190,8 +205,14 @@ impl Book {
         self.take(observed, begun, config, None)
     }
 
-    /// The same; `own` are the targets of the change that ends with it.
-    fn take(&mut self, observed: Observed, begun: Moment, config: &Config, own: Option<&Targets>) -> Option<Drift> {
+    /// The same; `own` is the change that ends with it, and whether nothing is unknown of its instance then.
+    fn take(
+        &mut self,
+        observed: Observed,
+        begun: Moment,
+        config: &Config,
+        own: Option<(&Operation, bool)>,
+    ) -> Option<Drift> {
         let instance = observed.instance_id();
         let old = self.known.get(&instance);
         if old.is_some_and(|old| old.seen > begun || (old.busy && own.is_none())) {
@@ -206,7 +227,8 @@ impl Book {
             _ => Vec::new(),
         };
         // Of what a change with an end that nobody knows was to move, nobody knows either whether it moved by itself.
-        moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
+        let own_targets = own.map(|(operation, _)| &operation.targets);
+        moves.retain(|moved| !own_targets.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
         let readable = old
             .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)
             .map(|old| Box::new(old.last_readable().clone()));
@@ -222,15 +244,20 @@ impl Book {
             self.unrecorded.insert(instance.clone());
         }
         self.ledger.observe(&instance, charge, &limits_of(&observed, config));
-        if unseen {
+        // One that can't be read shows nothing of what a change has left.
+        let blind = observed.state == State::Unknown;
+        let settled = own.is_some_and(|(_, settled)| settled);
+        if (unseen || settled) && !blind {
             self.ledger.release(&instance, charge);
         }
+        let unseen = (unseen || settled) && blind;
         if let Some(before) = before {
             self.unname(&before, &instance);
         }
         self.names.insert(observed.reference.clone(), instance.clone());
         let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
-        let known = Known { observed, readable, version, holds, seen: begun, busy, unseen: false, doubtful };
+        self.untold.extend(drift.as_ref().map(|drift| told(drift, config)));
+        let known = Known { observed, readable, version, holds, seen: begun, busy, unseen, doubtful };
         self.known.insert(instance, known);
         drift
     }
@@ -300,16 +327,11 @@ impl Book {
         if settled {
             self.lift(&instance, HoldKind::Recovering);
         }
-        let drift = observed.and_then(|(observed, begun)| {
-            let charge = charge_now(&self.ledger, &observed, config);
-            let drift = self.take(observed, begun, config, Some(&operation.targets));
-            if settled {
-                self.ledger.release(&instance, charge);
-            }
-            drift
-        });
+        let drift =
+            observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some((operation, settled))));
         if let Some(known) = self.known.get_mut(&instance) {
-            (known.busy, known.unseen) = (false, unseen);
+            known.busy = false;
+            known.unseen |= unseen;
             if settled {
                 known.doubtful.clear();
             }
@@ -397,6 +419,19 @@ impl Book {
         self.versions += 1;
         format!("{}-{:x}", self.epoch, self.versions)
     }
+}
+
+/// What the history tells of drift.
+fn told(drift: &Drift, config: &Config) -> Entry {
+    let Drift { observed, version, moves } = drift;
+    let repair = config.rules_for(observed.reference.as_str(), &observed.labels).repair_drift;
+    let detail = if repair { "it is to be put back ([[limit]] repair_drift)" } else { "it is left as it is" };
+    let entry = HistoryEntry {
+        moves: moves.clone(),
+        detail: Some(detail.to_owned()),
+        ..HistoryEntry::new(Happening::Drift, &observed.reference, Some(observed.id.clone()))
+    };
+    Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("drift/{version}") }))
 }
 
 /// What an observation charges. One of an instance that can't be read now gives nothing back: it may well run on as it was.

@@ -5,14 +5,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 fn agentd() -> Result<Agentd> {
-    let folder = tempfile::Builder::new().prefix("agentd-fake-").tempdir()?.keep();
     let spec = json!({"instances": [
         {"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"},
         {"name": "stuck", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"}],
         "faults": [{"instance": "vm/stuck", "nth": 2, "fault": "fail"}, {"instance": "vm/stuck", "nth": 3, "fault": "fail"}]});
-    let path = folder.join("fake.json");
-    std::fs::write(&path, spec.to_string())?;
-    Agentd::with_config("[capacity]\ncpus = 16\n").env("AGENTD_FAKE", &path.to_string_lossy()).start()
+    Agentd::with_config("[capacity]\ncpus = 16\n").fake(spec).start()
 }
 
 #[test]

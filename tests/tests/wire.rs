@@ -17,13 +17,10 @@ fn agentd() -> Result<Agentd> {
 
 /// The same, each step taking this long.
 fn slow_agentd(delay_ms: u64) -> Result<Agentd> {
-    let folder = tempfile::Builder::new().prefix("agentd-fake-").tempdir()?.keep();
     let spec = json!({"delay_ms": delay_ms, "instances": [
         {"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"},
         {"name": "off", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "stopped": true}]});
-    std::fs::write(folder.join("fake.json"), spec.to_string())?;
-    let path = folder.join("fake.json");
-    Agentd::with_config(CONFIG).env("AGENTD_FAKE", &path.to_string_lossy()).start()
+    Agentd::with_config(CONFIG).fake(spec).start()
 }
 
 fn code(reply: &Response) -> String {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Code, Numbers};
-use crate::instance::{Kind, Observed, Reading, State};
+use crate::instance::{Kind, Observed, Reading, Ref, State};
 use crate::ledger::Charge;
 use crate::operation::{Operation, Outcome, StepState, Who};
 use crate::plan::Aim;
@@ -450,6 +450,9 @@ pub struct HistoryEntry {
     /// To which instance.
     #[serde(rename = "ref")]
     pub reference: String,
+    /// Its engine's own id, which stays where its name goes to another one; null where it was not known.
+    #[serde(default)]
+    pub id: Option<String>,
     /// Who asked for it; null where nobody asked agentd.
     pub who: Option<Who>,
     /// The operation, where there is one.
@@ -468,12 +471,13 @@ pub struct HistoryEntry {
 
 impl HistoryEntry {
     /// An entry that tells no more than this; the record gives it its place and time.
-    pub fn new(happening: Happening, reference: String) -> Self {
+    pub fn new(happening: Happening, reference: &Ref, id: Option<String>) -> Self {
         HistoryEntry {
             seq: 0,
             at: String::new(),
             happening,
-            reference,
+            reference: reference.to_string(),
+            id: id.filter(|id| !id.is_empty()),
             who: None,
             operation: None,
             verb: None,

@@ -104,11 +104,12 @@ impl Engine {
         // A change that ended since makes what was seen before stale, also where this one had not to wait for it.
         let stale = waited || self.book().get(&instance).is_none_or(|known| known.observed != seen);
         let seen = if stale { self.find(&peer, &ask.target).await? } else { seen };
-        self.authorize(&peer, ask.right, &seen, &ask.target)?;
-        if seen.instance_id() != instance {
-            return Err(another_by_now(&seen).into());
+        let still = self.authorize(&peer, ask.right, &seen, &ask.target);
+        let same = if seen.instance_id() == instance { Ok(()) } else { Err(another_by_now(&seen)) };
+        if let Err(problem) = still.and(same).and_then(|()| self.refuse_when_read_only(&ask)) {
+            self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
+            return Err(problem.into());
         }
-        self.refuse_when_read_only(&ask)?;
 
         let (plan, observed) = match self.plan_and_reserve(&peer, &ask, seen).await {
             Ok(planned) => planned,
@@ -181,8 +182,7 @@ impl Engine {
             operation.note_stop(observed);
         }
         operation.elapsed_ms = millis(began.elapsed());
-        let drifted = drift.as_ref().map(|drift| self.told_drift(drift));
-        let reply = self.end(&operation, ended, observed.as_ref(), drifted).await;
+        let reply = self.end(&operation, ended, observed.as_ref()).await;
         self.drifted(drift);
         if operation.is_open() {
             self.recover(vec![operation]);
@@ -191,20 +191,14 @@ impl Engine {
     }
 
     /// Puts the end of an operation on record, and tells what its caller is told.
-    pub(super) async fn end(
-        &self,
-        operation: &Operation,
-        ended: Ended,
-        observed: Option<&Observed>,
-        drifted: Option<Entry>,
-    ) -> Reply {
+    pub(super) async fn end(&self, operation: &Operation, ended: Ended, observed: Option<&Observed>) -> Reply {
         self.log(operation);
         let view = self.view(operation, observed);
         let reply = match ended.problem {
             Some(problem) => Err(Failure { problem, operation: Some(Box::new(view)) }),
             None => Ok(view),
         };
-        let Some(unrecorded) = self.record_end(operation, &reply, observed, drifted).await else { return reply };
+        let Some(unrecorded) = self.record_end(operation, &reply, observed).await else { return reply };
         Err(match reply {
             Ok(view) => Failure { problem: unrecorded, operation: Some(Box::new(view)) },
             Err(mut failure) => {
@@ -221,10 +215,8 @@ impl Engine {
         operation: &Operation,
         reply: &Reply,
         observed: Option<&Observed>,
-        drifted: Option<Entry>,
     ) -> Option<Problem> {
-        let mut entries = self.end_of(operation, reply, observed);
-        entries.extend(drifted);
+        let entries = self.end_of(operation, reply, observed);
         let error = self.store().commit_and_keep(entries).await.err()?;
         let detail = format!(
             "the change of {} ended as {}, and that could not be recorded yet: {error}",
@@ -240,9 +232,11 @@ impl Engine {
 
     fn end_of(&self, operation: &Operation, reply: &Reply, observed: Option<&Observed>) -> Vec<Entry> {
         let mut entries = vec![Entry::Operation(Box::new(operation.clone()), Some(Box::new(reply.clone())))];
-        // With its hold, where that left one: neither is on record without the other.
-        let known = self.book().entry(&operation.instance_id());
-        entries.extend(known);
+        // With its hold, where that left one, and with what others changed meanwhile: none is on record without the other.
+        let mut book = self.book();
+        entries.extend(book.take_unrecorded());
+        entries.extend(book.entry(&operation.instance_id()));
+        drop(book);
         entries.push(told(operation, observed));
         entries
     }
@@ -335,8 +329,8 @@ impl Engine {
     /// The operation with its instance as the book has it now.
     pub(super) fn view(&self, operation: &Operation, observed: Option<&Observed>) -> OperationView {
         let book = self.book();
-        let known = book.get(&operation.instance_id()).or_else(|| book.named(&operation.reference));
-        let instance = known.map(|known| book.instance(known));
+        // By its id only: who has the name now may be none of the caller's business.
+        let instance = book.get(&operation.instance_id()).map(|known| book.instance(known));
         OperationView::new(operation, observed, instance)
     }
 
@@ -436,7 +430,7 @@ fn told(operation: &Operation, observed: Option<&Observed>) -> Entry {
         moves: agentd_core::drift::made(operation, observed),
         code: operation.problem.as_ref().map(|(code, _)| *code),
         detail: operation.problem.as_ref().map(|(_, detail)| detail.clone()),
-        ..HistoryEntry::new(happening, operation.reference.to_string())
+        ..HistoryEntry::new(happening, &operation.reference, Some(operation.identity.id.clone()))
     };
     let mark = format!("{}/{}", operation.id, operation.outcome.as_str());
     Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark }))

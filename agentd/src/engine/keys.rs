@@ -296,7 +296,7 @@ impl Engine {
         }
         let mut operation = unplanned(id, peer, ask, reference);
         operation.fail(Outcome::Refused, &failure.problem);
-        self.record_end(&operation, reply, None, None).await;
+        self.record_end(&operation, reply, None).await;
     }
 }
 

@@ -106,7 +106,7 @@ impl Engine {
         let (entries, uid) = {
             let mut book = self.book();
             let Some(known) = book.get(instance) else { return Err(not_found(&instance.to_string())) };
-            let reference = known.observed.reference.to_string();
+            let reference = known.observed.reference.clone();
             let hold = known.holds.iter().find(|hold| hold.hold == HoldKind::NeedsAttention);
             let Some(Hold { reason, .. }) = hold.cloned() else { return Ok(()) };
             let mark = format!("clear-hold/{}", known.version);
@@ -115,7 +115,7 @@ impl Engine {
                 who: Some(who),
                 verb: Some("clear-hold".into()),
                 detail: Some(reason),
-                ..HistoryEntry::new(Happening::HoldCleared, reference)
+                ..HistoryEntry::new(Happening::HoldCleared, &reference, Some(instance.id.clone()))
             };
             let mut entries = vec![Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark }))];
             entries.extend(book.entry_without(instance, HoldKind::NeedsAttention));
@@ -214,6 +214,13 @@ impl Engine {
         SizeList { items: settings.config.sizes.iter().map(view).collect() }
     }
 
+    /// Under which name the instance of an operation is to be found now.
+    pub fn name_now(&self, operation: &Operation) -> Ref {
+        let book = self.book();
+        let known = book.get(&operation.instance_id());
+        known.map_or_else(|| operation.reference.clone(), |known| known.observed.reference.clone())
+    }
+
     /// An operation of the caller's own, or anybody's with the right `admin`.
     pub async fn operation(&self, peer: &Peer, id: &str) -> Result<OperationView, Problem> {
         let missing = || Problem::new(Code::NotFound, "there is no such operation");
@@ -299,7 +306,7 @@ impl Engine {
     }
 
     fn may_see_entry(&self, peer: &Peer, entry: &HistoryEntry) -> bool {
-        let (access, labels) = (&self.settings().access, self.labels(&entry.reference));
+        let (access, labels) = (&self.settings().access, self.labels(entry));
         let admin = access.decide(&peer.caller, Right::Admin, Some((&entry.reference, &labels)));
         let own = entry.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
         // A refusal names what the caller may not even know of.
@@ -314,14 +321,22 @@ impl Engine {
         (!matches!(admin, Decision::Allowed { .. })).then_some(peer.who.uid)
     }
 
-    fn labels(&self, reference: &str) -> BTreeMap<String, String> {
-        let Ok(Target::Full(reference)) = reference.parse() else { return BTreeMap::new() };
-        self.book().named(&reference).map(|known| known.observed.labels.clone()).unwrap_or_default()
+    /// The labels of the instance that this happened to. Of one that is gone nobody knows any, whoever has its name now.
+    fn labels(&self, entry: &HistoryEntry) -> BTreeMap<String, String> {
+        let (Ok(Target::Full(reference)), Some(id)) = (entry.reference.parse(), &entry.id) else {
+            return BTreeMap::new();
+        };
+        let instance = InstanceId { kind: reference.kind(), id: id.clone() };
+        self.book().get(&instance).map(|known| known.observed.labels.clone()).unwrap_or_default()
     }
 
     fn may_see_operation(&self, peer: &Peer, operation: &Operation) -> bool {
         let (reference, own) = (&operation.reference, operation.who.uid == peer.who.uid);
-        let labels = self.book().named(reference).map(|known| known.observed.labels.clone());
+        // One that has no plan yet tells nothing but what its caller has asked; whether there is such an instance isn't known.
+        if operation.identity.id.is_empty() && operation.is_open() {
+            return own || self.only_own(peer).is_none();
+        }
+        let labels = self.book().get(&operation.instance_id()).map(|known| known.observed.labels.clone());
         // Of an instance that is gone nobody knows the labels any more; who was let change it may hear how that went.
         let gone = labels.is_none() && operation.outcome != Outcome::Refused;
         let labels = labels.unwrap_or_default();

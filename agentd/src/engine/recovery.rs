@@ -38,7 +38,10 @@ impl Engine {
             let mut book = self.book();
             let config = &self.settings().config;
             // What is of a kind that is switched off by now is neither seen nor charged, nor brought to an end.
-            for remembered in loaded.remembered {
+            // The newest last: a name belongs to who had it last.
+            let mut remembered = loaded.remembered;
+            remembered.sort_by_key(|remembered| remembered.stamp);
+            for remembered in remembered {
                 if let Ok(backend) = self.backend(remembered.observed.reference.kind()) {
                     backend.recall(&remembered.observed);
                     book.restore(remembered, config);
@@ -112,7 +115,7 @@ impl Engine {
         if instance.id.is_empty() {
             // It was acknowledged and never planned: nothing was done.
             let ended = end_before_its_plan(&mut operation);
-            return self.end(&operation, ended, None, None).await;
+            return self.end(&operation, ended, None).await;
         }
         let backend = match self.backend(instance.kind) {
             Ok(backend) => backend,
@@ -145,9 +148,9 @@ impl Engine {
             let (observed, begun) = loop {
                 let begun = self.book().moment();
                 match backend.observe(&instance.id, Look::Plain).await {
-                    Ok(observed) => break (Some(observed), begun),
+                    Ok(observed) if observed.state != State::Unknown => break (Some(observed), begun),
                     Err(BackendError::NotFound(_)) => break (None, begun),
-                    Err(_) => sleep(PAUSE).await,
+                    Ok(_) | Err(_) => sleep(PAUSE).await,
                 }
             };
             let drift = {
@@ -172,8 +175,7 @@ impl Engine {
                 operation.note_stop(observed);
             }
             operation.elapsed_ms = operation.elapsed_ms.max(millis(since));
-            let drifted = drift.as_ref().map(|drift| self.told_drift(drift));
-            let reply = self.end(&operation, ended, observed.as_ref(), drifted).await;
+            let reply = self.end(&operation, ended, observed.as_ref()).await;
             self.drifted(drift);
             return reply;
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agentd_core::access::{AccessTable, Caller, ResolvedPrincipal, ResolvedRule, Right};
-use agentd_core::api::{Happening, HistoryEntry, HoldKind, Move, OperationView, ResizeRequest};
+use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Move, OperationView, ResizeRequest};
 use agentd_core::config::Config;
 use agentd_core::error::Code;
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Target};
@@ -24,7 +24,7 @@ use crate::backend::fake::{Fake, FakeSpec};
 use crate::backend::{Backend, Look};
 use crate::clock::now_ms;
 use crate::inventory::Book;
-use crate::store::{Entry, Key, Location, Page, Store, Told};
+use crate::store::{Entry, Key, Location, Page, Remembered, Store, Told};
 
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(16 * 1024) };
 
@@ -690,7 +690,7 @@ async fn a_change_whose_end_was_not_seen_keeps_its_charge_and_is_no_drift_after_
     assert!(later.record(after, begun, &config).is_some());
     assert_eq!(later.ledger().committed().cpus, Cpus::whole(2));
     let rows = later.take_unrecorded();
-    assert!(matches!(&rows[..], [Entry::Instance(row)] if row.unseen.is_none()), "{rows:?}");
+    assert!(matches!(&rows[..], [Entry::Instance(row), Entry::History(_)] if row.unseen.is_none()), "{rows:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -714,7 +714,7 @@ async fn what_a_caller_may_not_see_takes_no_place_on_its_page() {
         let plan = Plan::empty(other.clone(), identity, Verb::Resize);
         let mut operation = Operation::new(format!("8{n:03}"), peer().who, plan, 0);
         operation.outcome = Outcome::Changed;
-        let entry = HistoryEntry { who: Some(peer().who), ..HistoryEntry::new(Happening::Change, other.to_string()) };
+        let entry = HistoryEntry { who: Some(peer().who), ..HistoryEntry::new(Happening::Change, &other, None) };
         entries.push(Entry::Operation(Box::new(operation), None));
         entries.push(Entry::History(Box::new(Told { entry, at_ms: 0, mark: n.to_string() })));
     }
@@ -806,4 +806,101 @@ async fn what_was_told_of_a_change_of_unknown_outcome_is_told_again_after_a_rest
     second.restore().await.unwrap();
     let again = second.reply(second.submit(peer(), resize(&body, SHORT), key()).unwrap()).await.unwrap_err();
     assert_eq!(again.problem, told.problem);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_told_of_a_change_before_anybody_knows_whether_its_caller_may_shows_no_instance() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    let stranger = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    fake.slow_next_look(Duration::from_secs(1));
+    let ask = resize(&serde_json::json!({"cpus": 3}), SHORT);
+    let submitted = engine.submit(stranger.clone(), ask.clone(), None).unwrap();
+    tokio::time::sleep(SHORT).await;
+    let view = engine.acknowledge(&submitted, &stranger, &ask).await.unwrap();
+    let found = engine.operation(&stranger, &submitted.id).await.unwrap();
+    assert_eq!((view.outcome, found.outcome), (Outcome::Running, Outcome::Running));
+    assert!(view.instance.is_none() && found.instance.is_none(), "{view:?} {found:?}");
+    let refused = engine.reply(submitted).await.unwrap_err();
+    assert_eq!(refused.problem.code, Code::Forbidden);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_cant_be_read_keeps_its_charge_and_its_values_over_a_restart() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    let before = seen(&fake).await;
+    fake.blur("web", true);
+    engine.refresh(Duration::ZERO).await;
+    let config = engine.settings().config.clone();
+    let mut book = engine.book();
+    assert_eq!(book.get(&instance()).unwrap().observed.state, State::Unknown);
+    let committed = book.ledger().committed();
+    let Some(Entry::Instance(row)) = book.entry(&instance()) else { panic!() };
+    let mut later = Book::new(&config, HOST, "later".into());
+    later.restore(*row, &config);
+    assert_eq!(later.ledger().committed(), committed);
+    let mut after = before.clone();
+    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
+    let begun = later.moment();
+    assert!(later.record(after, begun, &config).is_some(), "what moved meanwhile is told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_after_which_nothing_could_be_read_is_no_drift_when_it_can() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    let mut after = seen(&fake).await;
+    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
+    fake.blur("web", true);
+    let blind = seen(&fake).await;
+    let config = engine.settings().config.clone();
+    for at_the_end in [true, false] {
+        let mut book = Book::new(&config, HOST, "test".into());
+        let begun = book.moment();
+        let mut before = after.clone();
+        before.cpus.accepted = Some(Limit::At(Cpus::whole(2)));
+        book.record(before, begun, &config);
+        let grown = Charge { cpus: Cpus::whole(3), ..book.ledger().committed() };
+        book.begin(&instance(), grown);
+        let last = at_the_end.then(|| (blind.clone(), book.moment()));
+        book.end(&operation_of(&after), last, &config, true);
+        let begun = book.moment();
+        assert!(book.record(blind.clone(), begun, &config).is_none());
+        assert_eq!(book.ledger().committed(), grown, "nobody has seen that it is less");
+        let begun = book.moment();
+        assert!(book.record(after.clone(), begun, &config).is_none(), "its own");
+        let begun = book.moment();
+        let mut less = after.clone();
+        less.cpus.accepted = Some(Limit::At(Cpus::whole(1)));
+        less.cpus.observed = less.cpus.accepted;
+        assert!(book.record(less, begun, &config).is_some());
+        assert_eq!(book.ledger().committed().cpus, Cpus::whole(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_can_be_read_late_takes_nothing_back_of_what_was_seen_meanwhile() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let config = engine.settings().config.clone();
+    let now = seen(&fake).await;
+    let mut earlier = now.clone();
+    earlier.cpus.accepted = Some(Limit::At(Cpus::whole(1)));
+    earlier.cpus.observed = earlier.cpus.accepted;
+    let gone = Observed { id: "gone".into(), ..now.clone() };
+    let remembered = |observed: &Observed, stamp| Remembered {
+        stamp,
+        observed: observed.clone(),
+        version: "old".into(),
+        holds: vec![Hold { hold: HoldKind::NeedsAttention, reason: "look".into() }],
+        unseen: None,
+    };
+    let mut book = Book::new(&config, HOST, "test".into());
+    let begun = book.moment();
+    book.record_listing(Kind::Vm, vec![now.clone()], begun, &config);
+    book.restore(remembered(&earlier, 7), &config);
+    book.restore(remembered(&gone, 9), &config);
+    let known = book.named(&reference()).unwrap();
+    assert_eq!((&known.observed, known.holds.len()), (&now, 1), "its values of now, its hold of before");
+    assert_eq!(book.ledger().charge(&instance()).cpus, Cpus::whole(2));
 }

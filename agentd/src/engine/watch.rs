@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use agentd_core::access::{Caller, Right};
-use agentd_core::api::{Apply, Happening, HistoryEntry, Move, ResizeRequest};
+use agentd_core::api::{Apply, Move, ResizeRequest};
 use agentd_core::instance::{Kind, Observed, Saved, Target};
 use agentd_core::operation::Who;
 use agentd_core::units::{Amount, Limit};
@@ -17,7 +17,6 @@ use super::{Ask, Engine, Peer, Wish, keys};
 use crate::backend::{Look, Notice};
 use crate::clock::{millis, now_ms};
 use crate::inventory::Drift;
-use crate::store::{Entry, Told};
 
 /// How many announcements may wait; when there are more, all is looked at.
 const NOTICES: usize = 1024;
@@ -148,34 +147,16 @@ impl Engine {
     /// Tells what was changed behind the daemon's back, and puts it back where the config says so.
     pub(super) fn drifted(&self, drift: impl IntoIterator<Item = Drift>) {
         for drift in drift {
-            let repair = self.is_repaired(&drift.observed);
             let (reference, moves) = (&drift.observed.reference, &drift.moves);
+            let repair = self.settings().config.rules_for(reference.as_str(), &drift.observed.labels).repair_drift;
             tracing::warn!(instance = %reference, ?moves, repair, "changed behind agentd's back");
-            let told = self.told_drift(&drift);
             let Drift { observed, version, moves } = drift;
-            let mut entries = self.book().take_unrecorded();
-            entries.push(told);
-            self.store().write_later(entries);
+            let unrecorded = self.book().take_unrecorded();
+            self.store().write_later(unrecorded);
             if repair {
                 self.repair_soon(observed, version, moves);
             }
         }
-    }
-
-    fn is_repaired(&self, observed: &Observed) -> bool {
-        self.settings().config.rules_for(observed.reference.as_str(), &observed.labels).repair_drift
-    }
-
-    /// What the history tells of drift. Told twice it is on record once.
-    pub(super) fn told_drift(&self, drift: &Drift) -> Entry {
-        let repair = self.is_repaired(&drift.observed);
-        let detail = if repair { "it is to be put back ([[limit]] repair_drift)" } else { "it is left as it is" };
-        let entry = HistoryEntry {
-            moves: drift.moves.clone(),
-            detail: Some(detail.to_owned()),
-            ..HistoryEntry::new(Happening::Drift, drift.observed.reference.to_string())
-        };
-        Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("drift/{}", drift.version) }))
     }
 
     /// Puts back what moved once it has come to rest. What moves in several goes, a guest's balloon say, is put back to where
@@ -240,7 +221,10 @@ impl Engine {
             };
             match self.reply(submitted).await {
                 // And who changes it between the two sides isn't either.
-                Ok(view) => if_version = view.instance.map(|instance| instance.version),
+                Ok(view) => match view.instance {
+                    Some(instance) => if_version = Some(instance.version),
+                    None => return tracing::warn!(instance = %reference, "it is gone, and drift with it"),
+                },
                 Err(failure) => {
                     return tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
                 }

@@ -312,7 +312,7 @@ async fn undo(
     let Path(id) = path.map_err(bad_path)?;
     let wait = duration("wait", body.value.wait.as_deref())?.unwrap_or(DEFAULT_WAIT);
     let operation = engine.recorded(&peer, &id).await?;
-    let (target, dry_run) = (Target::Full(operation.reference.clone()), body.value.dry_run);
+    let (target, dry_run) = (Target::Full(engine.name_now(&operation)), body.value.dry_run);
     let wish = Wish::Undo(Box::new(operation), wait);
     change(engine, peer, right, target, wish, dry_run, &headers, &format!("undo {id}"), &body.text).await
 }

@@ -22,7 +22,8 @@ fn entry(operation: &Operation) -> Entry {
 }
 
 fn told(mark: &str) -> Entry {
-    let entry = HistoryEntry { detail: Some(mark.into()), ..HistoryEntry::new(Happening::Drift, "vm/web".into()) };
+    let web = Ref::new(Kind::Vm, "web").unwrap();
+    let entry = HistoryEntry { detail: Some(mark.into()), ..HistoryEntry::new(Happening::Drift, &web, None) };
     Entry::History(Box::new(Told { entry, at_ms: 1_700_000_000_123, mark: mark.into() }))
 }
 

@@ -53,6 +53,7 @@ pub struct Builder<'a> {
     lab: Option<&'a Lab>,
     folder: Option<PathBuf>,
     envs: Vec<(String, String)>,
+    fake: Option<serde_json::Value>,
 }
 
 impl<'a> Builder<'a> {
@@ -77,11 +78,18 @@ impl<'a> Builder<'a> {
         self
     }
 
+    /// Gives it this fake engine for VMs.
+    #[must_use]
+    pub fn fake(mut self, spec: serde_json::Value) -> Self {
+        self.fake = Some(spec);
+        self
+    }
+
     /// Starts it and waits until it answers `GET /v1/health`.
     ///
     /// # Errors
     /// It ended or did not answer; the message has its log.
-    pub fn start(self) -> Result<Agentd> {
+    pub fn start(mut self) -> Result<Agentd> {
         let temp = match &self.folder {
             Some(_) => None,
             None => Some(tempfile::Builder::new().prefix("agentd-").tempdir()?),
@@ -90,6 +98,11 @@ impl<'a> Builder<'a> {
         fs::create_dir_all(folder.join("state"))?;
         // Other users must reach the socket: whether they may use it is the daemon's to decide.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+        if let Some(spec) = &self.fake {
+            let path = folder.join("fake.json");
+            fs::write(&path, spec.to_string())?;
+            self.envs.push(("AGENTD_FAKE".into(), path.to_string_lossy().into_owned()));
+        }
         let agentd = Agentd {
             daemon: Mutex::new(None),
             lab: self.lab.cloned(),
@@ -117,7 +130,7 @@ pub struct Agentd {
 impl Agentd {
     /// A daemon with this config file, to be started.
     pub fn with_config(config: &str) -> Builder<'static> {
-        Builder { config: config.to_owned(), lab: None, folder: None, envs: Vec::new() }
+        Builder { config: config.to_owned(), lab: None, folder: None, envs: Vec::new(), fake: None }
     }
 
     /// The folder of all this, that a test may put further files into; a temporary one ends with the daemon.

@@ -53,9 +53,10 @@ pub(super) enum Balloon {
     },
 }
 
-/// The domain that a caller's word names: its name, or its UUID.
+/// The domain that a caller's word names: its UUID, or its name. What looks like a UUID is one first: libvirt lets a domain
+/// have another one's as its name.
 pub(super) fn look_up(connect: &Connect, name: &str) -> Result<Domain, ffi::Error> {
-    connect.by_name(name).or_else(|error| if is_uuid(name) { connect.by_uuid(name) } else { Err(error) })
+    if is_uuid(name) { connect.by_uuid(name).or_else(|_| connect.by_name(name)) } else { connect.by_name(name) }
 }
 
 /// 32 hexadecimal digits, with hyphens wherever libvirt takes them.
