@@ -2,7 +2,7 @@
 //! held and its charge stays until its backend answers and the truth is observed; then the change is brought to an end, and
 //! the hold ends by itself, or becomes one that wants a look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,6 +34,7 @@ impl Engine {
     pub async fn restore(&self) -> Result<(), StoreError> {
         let loaded = self.store().load(now_ms().saturating_sub(millis(KEPT))).await?;
         let mut unfinished: BTreeMap<InstanceId, Vec<Operation>> = BTreeMap::new();
+        let mut untold = BTreeSet::new();
         {
             let mut book = self.book();
             let config = &self.settings().config;
@@ -47,7 +48,7 @@ impl Engine {
                     book.restore(remembered, config);
                 }
             }
-            for Recorded { operation, .. } in loaded.unfinished {
+            for Recorded { operation, reply, .. } in loaded.unfinished {
                 if self.backend(operation.reference.kind()).is_err() {
                     let (id, instance) = (&operation.id, &operation.reference);
                     tracing::warn!(operation = id, %instance, "its kind is switched off: it stays as it was cut off");
@@ -55,15 +56,17 @@ impl Engine {
                 }
                 let reason = format!("agentd was ended in the middle of a {} of it", operation.verb);
                 book.recovering(&operation, reason);
+                if reply.is_none() {
+                    untold.insert(operation.id.clone());
+                }
                 unfinished.entry(operation.instance_id()).or_default().push(operation);
             }
         }
         let mut replies = BTreeMap::new();
         for key in loaded.keys {
             let id = key.operation.clone();
-            let mut open = unfinished.values().flatten();
             // Where it was told that nobody knows how it came out, that is on record, and told again until somebody does.
-            let submitted = if open.any(|operation| operation.id == id && operation.outcome == Outcome::Running) {
+            let submitted = if untold.contains(&id) {
                 let (send, submitted) = Submitted::new(id.clone());
                 replies.insert(id, send);
                 submitted
