@@ -191,7 +191,7 @@ fn reload(engine: &Engine, path: &Path) {
         },
     };
     tracing::error!(config = %path.display(), "the config file was not reloaded: {rejected}");
-    engine.note(format!("the config file was not reloaded, the one before is in force: {rejected}"));
+    engine.note(rejected);
 }
 
 /// Whether `[server]` is the same but for the kill switch, which is there to be thrown on a running daemon.

@@ -205,6 +205,31 @@ fn drift_is_put_back_where_the_config_says_so_and_that_is_on_record() -> Result<
 }
 
 #[test]
+fn what_moves_again_before_it_was_put_back_goes_back_to_where_it_was_and_an_undo_passes_over_that() -> Result<()> {
+    let lab = Lab::new()?;
+    let docker = Docker::start(&lab)?;
+    let quota = ["--cpu-period", "100000", "--cpu-quota", "50000", "-m", "64m", "--memory-swap", "64m"];
+    let cgroup = docker.cgroup(&docker.run("db", &quota)?)?;
+    let agentd = Agentd::with_config(&config(Some(&docker), None, "repair_drift = true\n")).start()?;
+    let ours = agentd.ctl(&["resize", "db", "--cpus", "0.75"]);
+    ensure!(ours.code == Some(0), "{ours:?}");
+    let began = Instant::now();
+    // Now before the first is put back, now after, now in the middle; for longer than a repair is left alone.
+    for round in 0..60_i64 {
+        docker.docker(&["update", "--cpu-quota", &(90_000 + round * 1000).to_string(), "db"])?;
+        std::thread::sleep(Duration::from_millis(40 * (round.unsigned_abs() % 11)));
+    }
+    println!("moved for {:.0?}", began.elapsed());
+    wait_until("the quota to be what agentd had set", LIMIT, || {
+        Ok((cgroup.cpu_quota()?.0 == Some(75_000)).then_some(()))
+    })
+    .with_context(|| format!("{:?} {:#?}", cgroup.cpu_quota(), history(&agentd, "container/db")))?;
+    let undone = agentd.ctl(&["undo", "db"]);
+    ensure!(undone.code == Some(0) && cgroup.cpu_quota()?.0 == Some(50_000), "{undone:?} {:?}", cgroup.cpu_quota()?);
+    Ok(())
+}
+
+#[test]
 fn what_agentd_changes_itself_is_never_drift() -> Result<()> {
     let lab = Lab::new()?;
     let docker = Docker::start(&lab)?;

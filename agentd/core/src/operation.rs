@@ -114,6 +114,9 @@ pub struct Who {
     pub command: String,
 }
 
+/// The command on record of what agentd does by itself: to put drift back. Longer than the kernel lets a process's name be.
+pub const REPAIR: &str = "agentd (repair_drift)";
+
 /// What of an instance must still be the same for an undo or a recovery to concern it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

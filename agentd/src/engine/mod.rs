@@ -42,6 +42,9 @@ use crate::store::{Store, StoreError};
 /// How long a request waits for the listing of one kind; then what was known of it before has to do, and is told.
 const LISTING_PATIENCE: Duration = Duration::from_secs(3);
 
+/// What a note of a reload that was not taken begins with.
+const NOT_RELOADED: &str = "the config file was not reloaded, the one before is in force";
+
 /// What is in force: the config file and what was made of it. Replaced whole by a reload.
 #[derive(Debug)]
 pub struct Settings {
@@ -152,12 +155,14 @@ impl Engine {
         *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
-    /// Puts a note on the settings in force, for `ctl health`; the next reload that is taken drops it.
+    /// Puts a note of a reload that was not taken on the settings in force, for `ctl health`, in place of an earlier one; the
+    /// next that is taken drops it.
     pub fn note(&self, note: String) {
         let mut settings = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
         let mut notes = settings.notes.clone();
-        notes.retain(|known| *known != note);
-        notes.push(note);
+        notes.retain(|known| !known.starts_with(NOT_RELOADED));
+        // Faults come in lines.
+        notes.push(format!("{NOT_RELOADED}: {}", note.lines().collect::<Vec<_>>().join("; ")));
         let Settings { config, access, host, .. } = &**settings;
         *settings = Arc::new(Settings { config: config.clone(), access: access.clone(), host: *host, notes });
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use agentd_core::access::{Caller, Right};
 use agentd_core::api::{Apply, Move, ResizeRequest};
-use agentd_core::instance::{Kind, Observed, Saved, Target};
-use agentd_core::operation::Who;
+use agentd_core::error::Code;
+use agentd_core::instance::{InstanceId, Kind, Observed, Saved, Target};
+use agentd_core::operation::{REPAIR, Who};
 use agentd_core::units::{Amount, Limit};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -167,10 +168,8 @@ impl Engine {
         let instance = observed.instance_id();
         let known = repairs.get_mut(&instance);
         if let Some(repair) = known.filter(|repair| repair.waits) {
-            let side = |moved: &Move| (std::mem::discriminant(moved), is_saved(moved));
-            let new = moves.into_iter().filter(|new| repair.moves.iter().all(|old| side(old) != side(new)));
-            let new: Vec<Move> = new.collect();
-            repair.moves.extend(new);
+            let moves = repair.moves.drain(..).collect::<Vec<_>>().into_iter().chain(moves);
+            repair.moves = first_of_each_side(moves);
             (repair.version, repair.observed) = (version, observed);
             return;
         }
@@ -188,24 +187,41 @@ impl Engine {
                     repair.clone()
                 })
             };
-            if let Some(Repair { observed, version, moves, .. }) = repair {
-                engine.repair(&observed, version, &moves).await;
+            let Some(Repair { observed, version, moves, .. }) = repair else { return };
+            let left = engine.repair(&observed, version, &moves).await;
+            if left.is_empty() || engine.put_back_with_next(&instance, &left) {
+                return;
+            }
+            // Drift may have been found a moment ago, and be on its way here.
+            sleep(AT_REST).await;
+            if !engine.put_back_with_next(&instance, &left) {
+                tracing::warn!(%instance, "drift was not put back: it was changed on purpose meanwhile");
             }
         });
     }
 
-    async fn repair(&self, observed: &Observed, version: String, moves: &[Move]) {
+    /// What moved again before it was put back goes back to where it was before the first move; whether there is such.
+    fn put_back_with_next(&self, instance: &InstanceId, left: &[Move]) -> bool {
+        let mut repairs = self.inner.repairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(next) = repairs.get_mut(instance).filter(|next| next.waits) else { return false };
+        next.moves = first_of_each_side(left.iter().cloned().chain(next.moves.drain(..)));
+        true
+    }
+
+    /// Gives what it could not put back because more had moved meanwhile.
+    async fn repair(&self, observed: &Observed, version: String, moves: &[Move]) -> Vec<Move> {
+        let none = Vec::new;
         let reference = &observed.reference;
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let peer = Peer {
             caller: Caller { uid, gid, groups: Vec::new() },
-            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: "agentd (repair_drift)".into() },
+            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: REPAIR.into() },
         };
         // Where one call does both sides, one request is both.
         let sides: &[Option<bool>] =
             if observed.saved == Saved::Together { &[None] } else { &[Some(true), Some(false)] };
         let mut if_version = Some(version);
-        for side in sides {
+        for (place, side) in sides.iter().enumerate() {
             let Some(request) = back(moves, *side) else { continue };
             let ask = Ask {
                 target: Target::Full(reference.clone()),
@@ -217,20 +233,45 @@ impl Engine {
             };
             let submitted = match self.submit(peer.clone(), ask, None) {
                 Ok(submitted) => submitted,
-                Err(problem) => return tracing::warn!(instance = %reference, %problem, "drift was not put back"),
+                Err(problem) => {
+                    tracing::warn!(instance = %reference, %problem, "drift was not put back");
+                    return none();
+                }
             };
             match self.reply(submitted).await {
                 // And who changes it between the two sides isn't either.
                 Ok(view) => match view.instance {
                     Some(instance) => if_version = Some(instance.version),
-                    None => return tracing::warn!(instance = %reference, "it is gone, and drift with it"),
+                    None => {
+                        tracing::warn!(instance = %reference, "it is gone, and drift with it");
+                        return none();
+                    }
                 },
+                Err(failure) if failure.problem.code == Code::VersionMismatch => {
+                    let left =
+                        |moved: &&Move| sides[place..].iter().any(|side| side.is_none_or(|s| s == is_saved(moved)));
+                    return moves.iter().filter(left).cloned().collect();
+                }
                 Err(failure) => {
-                    return tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
+                    tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
+                    return none();
                 }
             }
         }
+        none()
     }
+}
+
+/// Of what moved several times the first.
+fn first_of_each_side(moves: impl Iterator<Item = Move>) -> Vec<Move> {
+    let mut first: Vec<Move> = Vec::new();
+    for moved in moves {
+        let side = |moved: &Move| (std::mem::discriminant(moved), is_saved(moved));
+        if first.iter().all(|known| side(known) != side(&moved)) {
+            first.push(moved);
+        }
+    }
+    first
 }
 
 /// Drift that is to be put back, or was a moment ago.

@@ -450,7 +450,8 @@ async fn change(
         Some(tag) => Some(tag.trim_start_matches("W/").trim_matches('"').to_owned()),
     };
     let request = format!("{verb} {target:?} {if_version:?} {}", String::from_utf8_lossy(text));
-    let key = text_header(headers, "idempotency-key")?.map(|key| (key.to_owned(), request));
+    // As a structured field it is in quotes, and most clients send it without.
+    let key = text_header(headers, "idempotency-key")?.map(|key| (key.trim_matches('"').to_owned(), request));
     // A dry run leaves nothing behind that could be looked at later.
     let bound = prefer_wait(headers)?.filter(|_| !dry_run);
     let ask = Ask { target, wish, right, dry_run, if_version };

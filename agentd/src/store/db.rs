@@ -113,13 +113,16 @@ impl Db {
         Ok(Db { connection })
     }
 
-    /// Writes all entries or none of them; what it wrote is on the disk when it returns. With none it still writes: whether
-    /// the disk takes anything is the question then.
-    pub(super) fn commit<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> Result<(), StoreError> {
+    /// Writes all entries or none of them; what it wrote is on the disk when it returns. `doubtful`: only where the disk has
+    /// room for more than that, so that what comes next is not refused again.
+    pub(super) fn commit<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a Entry>,
+        doubtful: bool,
+    ) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
-        let mut entries = entries.peekable();
-        if entries.peek().is_none() {
-            schema::touch(&transaction)?;
+        if doubtful {
+            schema::fill_room(&transaction)?;
         }
         for entry in entries {
             write(&transaction, entry)?;

@@ -421,12 +421,12 @@ impl Writer {
                 Work::Prune { history_before_ms, keys_before_ms } => prunes.push((history_before_ms, keys_before_ms)),
             }
         }
-        // One in trouble is tried with nothing, to hear when it is out of it.
+        // One in trouble is tried also where there is nothing to write, to hear when it is out of it.
         let in_trouble = self.loaded && lock(&self.trouble).is_some();
         if !commits.is_empty() || !self.backlog.is_empty() || in_trouble {
             let entries = self.backlog.iter().chain(commits.iter().flat_map(|(entries, ..)| entries));
             let written = unchanged(&self.location, &mut self.seen)
-                .and_then(|()| write(&mut self.db, self.loaded, &self.location, entries));
+                .and_then(|()| write(&mut self.db, self.loaded, &self.location, entries, in_trouble));
             if self.loaded {
                 self.tell(written.as_ref().err());
             }
@@ -573,6 +573,7 @@ fn write<'a>(
     loaded: bool,
     location: &Location,
     entries: impl Iterator<Item = &'a Entry>,
+    doubtful: bool,
 ) -> Result<(), StoreError> {
     if !loaded {
         return Err(StoreError::Unwritable("it could not be read when agentd started".into()));
@@ -580,8 +581,8 @@ fn write<'a>(
     // A connection that failed stays: it knows that what a failed sync left in the log does not count, and writes over it. A
     // new one would take that for committed, and what the kernel has given up on would be missing after a power cut.
     match db {
-        Some(db) => db.commit(entries),
-        None => db.insert(Db::open(location, false, false)?).commit(entries),
+        Some(db) => db.commit(entries, doubtful),
+        None => db.insert(Db::open(location, false, false)?).commit(entries, doubtful),
     }
 }
 

@@ -62,6 +62,10 @@ INSERT OR REPLACE INTO known
     FROM instances ORDER BY stamp;
 DROP TABLE instances;
 ALTER TABLE known RENAME TO instances;
+CREATE TABLE room (                         -- one row, which says nothing: whether there is room for more than a change takes
+    id          INTEGER PRIMARY KEY,
+    filler      BLOB NOT NULL
+);
 ",
 ];
 
@@ -96,6 +100,12 @@ pub(super) fn migrate_to(connection: &mut Connection, known: usize, version: usi
     transaction.pragma_update(None, "application_id", APPLICATION)?;
     transaction.pragma_update(None, "user_version", i32::try_from(version).unwrap_or(i32::MAX))?;
     Ok(transaction.commit()?)
+}
+
+/// Writes more than a change takes, and nothing that matters.
+pub(super) fn fill_room(connection: &Connection) -> Result<(), StoreError> {
+    connection.execute("INSERT OR REPLACE INTO room (id, filler) VALUES (1, randomblob(131072))", [])?;
+    Ok(())
 }
 
 /// Writes to a store without changing it.

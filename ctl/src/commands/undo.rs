@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use agentd_core::api::{OperationList, OperationView, UndoRequest};
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::Ref;
-use agentd_core::operation::Outcome;
+use agentd_core::operation::{Outcome, REPAIR};
 
 use super::{Context, duration, version};
 use crate::args::Undo;
@@ -58,6 +58,8 @@ fn last_change(reference: &Ref, operations: &[OperationView]) -> Result<String, 
             (Outcome::Changed | Outcome::Pending, Some(undone)) => {
                 taken_back.insert(undone);
             }
+            // What agentd put back by itself was nobody's change: taken back it would be somebody's drift again.
+            (Outcome::Changed | Outcome::Pending, None) if by_repair(operation) => {}
             (Outcome::Changed | Outcome::Pending, None) if operation.verb == "resize" => return Ok(id.to_owned()),
             _ => {}
         }
@@ -65,6 +67,10 @@ fn last_change(reference: &Ref, operations: &[OperationView]) -> Result<String, 
     let detail = format!("there is no change of {reference} on record that could be taken back");
     let hint = format!("`ctl history {reference}` shows what was done; an undo is taken back by its operation's id");
     Err(Problem::new(Code::NotFound, detail).hint(hint).into())
+}
+
+fn by_repair(operation: &OperationView) -> bool {
+    operation.who.as_ref().is_some_and(|who| who.command == REPAIR)
 }
 
 #[cfg(test)]

@@ -364,7 +364,7 @@ impl Inputs<'_> {
             let hint = match hold.hold {
                 crate::api::HoldKind::Suspended => "resume it first",
                 crate::api::HoldKind::NeedsAttention => {
-                    "look at it, put right what is wrong, then clear the hold; stop still works"
+                    "look at it with `ctl show`, put right what is wrong, then `ctl clear-hold` it; stop still works"
                 }
                 crate::api::HoldKind::Recovering => {
                     "the hold ends by itself once its backend answers; stop still works"
