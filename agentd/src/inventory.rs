@@ -205,14 +205,8 @@ impl Book {
         self.take(observed, begun, config, None)
     }
 
-    /// The same; `own` is the change that ends with it, and whether nothing is unknown of its instance then.
-    fn take(
-        &mut self,
-        observed: Observed,
-        begun: Moment,
-        config: &Config,
-        own: Option<(&Operation, bool)>,
-    ) -> Option<Drift> {
+    /// The same; `own` are the targets of the change that ends with it.
+    fn take(&mut self, observed: Observed, begun: Moment, config: &Config, own: Option<&Targets>) -> Option<Drift> {
         let instance = observed.instance_id();
         let old = self.known.get(&instance);
         if old.is_some_and(|old| old.seen > begun || (old.busy && own.is_none())) {
@@ -227,8 +221,7 @@ impl Book {
             _ => Vec::new(),
         };
         // Of what a change with an end that nobody knows was to move, nobody knows either whether it moved by itself.
-        let own_targets = own.map(|(operation, _)| &operation.targets);
-        moves.retain(|moved| !own_targets.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
+        moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
         let readable = old
             .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)
             .map(|old| Box::new(old.last_readable().clone()));
@@ -246,11 +239,10 @@ impl Book {
         self.ledger.observe(&instance, charge, &limits_of(&observed, config));
         // One that can't be read shows nothing of what a change has left.
         let blind = observed.state == State::Unknown;
-        let settled = own.is_some_and(|(_, settled)| settled);
-        if (unseen || settled) && !blind {
+        if unseen && !blind {
             self.ledger.release(&instance, charge);
         }
-        let unseen = (unseen || settled) && blind;
+        let unseen = unseen && blind;
         if let Some(before) = before {
             self.unname(&before, &instance);
         }
@@ -323,20 +315,21 @@ impl Book {
         config: &Config,
         settled: bool,
     ) -> Option<Drift> {
-        let (instance, unseen) = (operation.instance_id(), settled && observed.is_none());
+        let (instance, looked) = (operation.instance_id(), observed.is_some());
         if settled {
             self.lift(&instance, HoldKind::Recovering);
         }
-        let drift =
-            observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some((operation, settled))));
-        if let Some(known) = self.known.get_mut(&instance) {
-            known.busy = false;
-            known.unseen |= unseen;
-            if settled {
-                known.doubtful.clear();
-            }
-            if unseen {
+        // It may be older than what is known by now.
+        let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(&operation.targets)));
+        let Some(known) = self.known.get_mut(&instance) else { return drift };
+        known.busy = false;
+        if settled {
+            known.doubtful.clear();
+            known.unseen |= !looked || known.observed.state == State::Unknown;
+            if known.unseen {
                 self.unrecorded.insert(instance);
+            } else {
+                self.ledger.release(&instance, charge_of(&known.observed, config));
             }
         }
         drift

@@ -904,3 +904,20 @@ async fn a_record_that_can_be_read_late_takes_nothing_back_of_what_was_seen_mean
     assert_eq!((&known.observed, known.holds.len()), (&now, 1), "its values of now, its hold of before");
     assert_eq!(book.ledger().charge(&instance()).cpus, Cpus::whole(2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_ends_with_a_look_older_than_the_last_listing_gives_its_charge_back_too() {
+    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let config = Config::parse("test", CONFIG).unwrap();
+    let (mut book, two) = book_of_two(&seen(&fake).await, ["web", "other"]);
+    let committed = book.ledger().committed();
+    let grown = Operation { charge: Charge { cpus: Cpus::whole(7), ..committed }, ..operation_of(&two[0]) };
+    book.recovering(&grown, "cut off".into());
+    assert!(book.ledger().committed().cpus > committed.cpus);
+    let last = (two[0].clone(), book.moment());
+    let begun = book.moment();
+    book.record_listing(Kind::Vm, two.to_vec(), begun, &config);
+    book.end(&grown, Some(last), &config, true);
+    assert_eq!(book.ledger().committed(), committed);
+    assert!(book.get(&two[0].instance_id()).unwrap().holds.iter().all(|hold| hold.hold != HoldKind::Recovering));
+}
