@@ -199,6 +199,14 @@ impl Book {
         unrecorded.into_iter().map(entry).chain(untold).collect()
     }
 
+    /// The same with this instance, changed or not.
+    pub fn take_unrecorded_and(&mut self, instance: InstanceId) -> Vec<Entry> {
+        if self.known.contains_key(&instance) {
+            self.unrecorded.insert(instance);
+        }
+        self.take_unrecorded()
+    }
+
     /// Takes an observation of one instance that was begun at `begun`. Ignored where something newer is known, or where a
     /// change is in flight and this isn't its own. Tells what somebody else must have changed since the one before.
     pub fn record(&mut self, observed: Observed, begun: Moment, config: &Config) -> Option<Drift> {
@@ -447,3 +455,6 @@ fn fingerprint(observed: &Observed) -> impl PartialEq {
         (observed.memory.accepted, observed.memory.persistent),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,10 +233,7 @@ impl Engine {
     fn end_of(&self, operation: &Operation, reply: &Reply, observed: Option<&Observed>) -> Vec<Entry> {
         let mut entries = vec![Entry::Operation(Box::new(operation.clone()), Some(Box::new(reply.clone())))];
         // With its hold, where that left one, and with what others changed meanwhile: none is on record without the other.
-        let mut book = self.book();
-        entries.extend(book.take_unrecorded());
-        entries.extend(book.entry(&operation.instance_id()));
-        drop(book);
+        entries.extend(self.book().take_unrecorded_and(operation.instance_id()));
         entries.push(told(operation, observed));
         entries
     }

@@ -271,15 +271,14 @@ impl Engine {
         let (mut visible, mut before) = (Vec::new(), None);
         // What a caller may not see takes no place on its page; but nobody has the whole record read for one.
         for _ in 0..MOST_READ / chunk {
-            if visible.len() >= limit {
-                break;
-            }
             let newest = self.store().newest(reference.map(Ref::to_string), own, before, chunk).await;
             let newest = newest.map_err(|error| unrecorded(&error))?;
-            let Some(last) = newest.last() else { break };
-            before = Some(last.id.clone());
+            before = newest.last().map(|last| last.id.clone());
             let more = newest.iter().filter(|operation| self.may_see_operation(peer, operation));
             visible.extend(more.map(|operation| OperationView::new(operation, None, None)));
+            if visible.len() >= limit || newest.len() < chunk {
+                break;
+            }
         }
         visible.truncate(limit);
         Ok(visible)
@@ -292,9 +291,10 @@ impl Engine {
         let mut visible = Vec::new();
         for _ in 0..MOST_READ / page.limit {
             let entries = self.store().history(page.clone()).await.map_err(|error| unrecorded(&error))?;
-            page.before = entries.last().map(|entry| entry.seq);
+            let more = entries.len() == page.limit;
+            page.before = entries.last().map(|entry| entry.seq).filter(|_| more);
             visible.extend(entries.into_iter().filter(|entry| self.may_see_entry(peer, entry)));
-            if page.before.is_none() || visible.len() > limit {
+            if !more || visible.len() > limit {
                 break;
             }
         }

@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use agentd_core::access::{AccessTable, Caller, ResolvedPrincipal, ResolvedRule, Right};
-use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Move, OperationView, ResizeRequest};
+use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, ResizeRequest};
 use agentd_core::config::Config;
 use agentd_core::error::Code;
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Target};
-use agentd_core::ledger::Charge;
 use agentd_core::operation::{Identity, Operation, Outcome, StepState, Who};
 use agentd_core::pattern::Pattern;
-use agentd_core::plan::{Aim, HostCapacity, Plan, Targets, Values, Verb};
+use agentd_core::plan::{HostCapacity, Plan, Values, Verb};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use futures_util::FutureExt;
 use proptest::prelude::*;
@@ -23,8 +22,7 @@ use super::{Ask, Engine, Failure, Peer, Settings, Wish};
 use crate::backend::fake::{Fake, FakeSpec};
 use crate::backend::{Backend, Look};
 use crate::clock::now_ms;
-use crate::inventory::Book;
-use crate::store::{Entry, Key, Location, Page, Remembered, Store, Told};
+use crate::store::{Entry, Key, Location, Page, Store, Told};
 
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(16 * 1024) };
 
@@ -66,6 +64,25 @@ fn peer() -> Peer {
         caller: Caller { uid: 0, gid: 0, groups: Vec::new() },
         who: Who { uid: 0, gid: 0, pid: 1, command: "test".into() },
     }
+}
+
+/// Somebody whom no rule names.
+fn another() -> Peer {
+    Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } }
+}
+
+/// Gives that one these rights, on these instances.
+fn let_in(engine: &Engine, rights: &[Right], pattern: &str) -> Peer {
+    let rule = ResolvedRule {
+        description: "[[access]] 1".into(),
+        principal: ResolvedPrincipal::Uid(7),
+        rights: rights.iter().copied().collect(),
+        pattern: Pattern::parse(pattern).unwrap(),
+    };
+    let Settings { config, host, .. } = &*engine.settings();
+    let access = AccessTable::new(vec![rule], 0);
+    engine.set_settings(Settings { config: config.clone(), access, host: *host, notes: Vec::new() });
+    another()
 }
 
 fn reference() -> Ref {
@@ -514,7 +531,7 @@ async fn one_callers_keys_push_out_nobody_elses() {
     let more = || resize(&serde_json::json!({"cpus": "+1"}), SHORT);
     let key = |key: &str| Some((key.to_owned(), "request".to_owned()));
     engine.reply(engine.submit(peer(), more(), key("mine")).unwrap()).await.unwrap();
-    let other = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    let other = another();
     for n in 0..20_000 {
         engine.reply(engine.submit(other.clone(), more(), key(&n.to_string())).unwrap()).await.unwrap_err();
     }
@@ -554,157 +571,10 @@ proptest! {
     }
 }
 
-/// Two instances under these names, `web` with a hold.
-fn book_of_two(web: &Observed, names: [&str; 2]) -> (Book, [Observed; 2]) {
-    let config = Config::parse("test", CONFIG).unwrap();
-    let named = |name: &str, id: &str| Observed {
-        reference: Ref::new(Kind::Vm, name).unwrap(),
-        id: id.to_owned(),
-        ..web.clone()
-    };
-    let two = [named(names[0], "1"), named(names[1], "2")];
-    let mut book = Book::new(&config, HOST, "test".into());
-    let begun = book.moment();
-    book.record_listing(Kind::Vm, two.to_vec(), begun, &config);
-    book.hold(&two[0].instance_id(), HoldKind::NeedsAttention, "look".into());
-    (book, two)
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_name_may_go_to_another_instance_and_charge_and_holds_stay_where_they_were() {
-    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let config = Config::parse("test", CONFIG).unwrap();
-    let (_, [one, two]) = book_of_two(&seen(&fake).await, ["web", "new"]);
-    let call =
-        |observed: &Observed, name: &str| Observed { reference: Ref::new(Kind::Vm, name).unwrap(), ..observed.clone() };
-    // The second takes the name of the first, which goes on as `old`.
-    let moved = [call(&one, "old"), call(&two, "web")];
-    let looks: [&dyn Fn(&mut Book) -> bool; 3] = [
-        &|book| {
-            let begun = book.moment();
-            book.record_listing(Kind::Vm, moved.to_vec(), begun, &config).is_empty()
-        },
-        &|book| {
-            let begun = book.moment();
-            moved.iter().all(|observed| book.record(observed.clone(), begun, &config).is_none())
-        },
-        &|book| {
-            let begun = book.moment();
-            moved.iter().rev().all(|observed| book.record(observed.clone(), begun, &config).is_none())
-        },
-    ];
-    for look in looks {
-        let (mut book, _) = book_of_two(&seen(&fake).await, ["web", "new"]);
-        let committed = book.ledger().committed();
-        book.take_unrecorded();
-        assert!(look(&mut book), "a new name is no drift");
-        assert_eq!(book.ledger().committed(), committed);
-        let named = |name: &str| book.named(&Ref::new(Kind::Vm, name).unwrap()).map(|known| known.holds.len());
-        assert_eq!([named("old"), named("web"), named("new")], [Some(1), Some(0), None]);
-        assert_eq!(book.take_unrecorded().len(), 2, "the new names are for the record");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_that_has_to_be_settled_is_not_dropped_by_a_listing_and_one_with_its_name_is_charged_beside_it() {
-    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let config = Config::parse("test", CONFIG).unwrap();
-    let (mut book, [one, two]) = book_of_two(&seen(&fake).await, ["web", "other"]);
-    let committed = book.ledger().committed();
-    book.recovering(&operation_of(&one), "cut off".into());
-    let again = Observed { id: "3".into(), ..one.clone() };
-    let begun = book.moment();
-    book.record_listing(Kind::Vm, vec![again.clone(), two], begun, &config);
-    assert_eq!(book.ledger().committed().cpus, Cpus::whole(6), "it, the one with its name, the other");
-    assert!(book.named(&again.reference).unwrap().holds.is_empty());
-    book.drop_gone(&one.instance_id());
-    assert_eq!(book.ledger().committed(), committed);
-    assert!(book.named(&again.reference).is_some());
-}
-
-#[tokio::test(start_paused = true)]
-async fn drift_beside_a_change_of_unknown_outcome_is_told_and_what_it_may_have_moved_is_not() {
-    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let config = Config::parse("test", CONFIG).unwrap();
-    let (mut book, [one, _]) = book_of_two(&seen(&fake).await, ["web", "other"]);
-    book.recovering(&operation_of(&one), "cut off".into());
-    let mut after = one.clone();
-    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
-    after.memory.accepted = Some(Limit::At(ByteCount::mib(512)));
-    let begun = book.moment();
-    let drift = book.record(after, begun, &config).unwrap();
-    assert!(matches!(drift.moves[..], [Move::Memory(_)]), "{drift:?}");
-}
-
-/// A change of vCPUs of this instance that is under way.
-fn operation_of(observed: &Observed) -> Operation {
-    let plan = Plan::empty(observed.reference.clone(), Identity::of(observed), Verb::Resize);
-    Operation::new("1".into(), peer().who, Plan { targets: of_cpus(), ..plan }, 0)
-}
-
-/// Targets of a change of vCPUs only.
-fn of_cpus() -> Targets {
-    let two = Some(Limit::At(Cpus::whole(2)));
-    let requested = Limit::At(Cpus::whole(3));
-    let aim = Aim { before: two, saved_before: two, requested, saved_requested: None, live: true, saved: true };
-    Targets { cpus: Some(aim), ..Targets::default() }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_somebody_else_changed_beside_a_change_is_told_and_its_own_is_not() {
-    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
-    let mut after = seen(&fake).await;
-    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
-    after.memory.accepted = Some(Limit::At(ByteCount::mib(512)));
-    let config = engine.settings().config.clone();
-    let mut book = engine.book();
-    let charge = book.ledger().committed();
-    book.begin(&instance(), charge);
-    let operation = operation_of(&after);
-    let seen = Some((after, book.moment()));
-    let drift = book.end(&operation, seen, &config, true).unwrap();
-    assert!(matches!(drift.moves[..], [Move::Memory(_)]), "{drift:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_change_whose_end_was_not_seen_keeps_its_charge_and_is_no_drift_after_a_restart_either() {
-    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
-    let mut after = seen(&fake).await;
-    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
-    let config = engine.settings().config.clone();
-    let mut book = engine.book();
-    let grown = Charge { cpus: Cpus::whole(3), ..book.ledger().committed() };
-    book.begin(&instance(), grown);
-    assert!(book.end(&operation_of(&after), None, &config, true).is_none());
-    let rows = book.take_unrecorded();
-    let [Entry::Instance(row)] = &rows[..] else { panic!("{rows:?}") };
-    let mut later = Book::new(&config, HOST, "later".into());
-    later.restore((**row).clone(), &config);
-    assert_eq!(later.ledger().committed(), grown);
-    let begun = later.moment();
-    assert!(later.record(after.clone(), begun, &config).is_none(), "it is the change's own");
-    let begun = later.moment();
-    after.cpus.accepted = Some(Limit::At(Cpus::whole(2)));
-    assert!(later.record(after, begun, &config).is_some());
-    assert_eq!(later.ledger().committed().cpus, Cpus::whole(2));
-    let rows = later.take_unrecorded();
-    assert!(matches!(&rows[..], [Entry::Instance(row), Entry::History(_)] if row.unseen.is_none()), "{rows:?}");
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_a_caller_may_not_see_takes_no_place_on_its_page() {
     let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let rule = ResolvedRule {
-        description: "[[access]] 1".into(),
-        principal: ResolvedPrincipal::Uid(7),
-        rights: [Right::Read, Right::Admin].into_iter().collect(),
-        pattern: Pattern::parse("vm/web").unwrap(),
-    };
-    let Settings { config, host, .. } = &*engine.settings();
-    let access = AccessTable::new(vec![rule], 0);
-    engine.set_settings(Settings { config: config.clone(), access, host: *host, notes: Vec::new() });
+    let partial = let_in(&engine, &[Right::Read, Right::Admin], "vm/web");
     let body = serde_json::json!({"cpus": 3});
     let made = submit(&engine, resize(&body, SHORT)).await.unwrap();
     let mut entries = Vec::new();
@@ -719,7 +589,6 @@ async fn what_a_caller_may_not_see_takes_no_place_on_its_page() {
         entries.push(Entry::History(Box::new(Told { entry, at_ms: 0, mark: n.to_string() })));
     }
     engine.store().commit(entries).await.unwrap();
-    let partial = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
     let seen = engine.operations(&partial, None, 10).await.unwrap();
     assert_eq!(seen.iter().map(|view| &view.operation).collect::<Vec<_>>(), [&made.operation]);
     let page = Page { limit: 10, ..Page::default() };
@@ -762,16 +631,7 @@ async fn a_change_of_a_kind_that_was_switched_off_stays_as_it_was_cut_off_and_is
 #[tokio::test(start_paused = true)]
 async fn an_id_tells_no_name_to_who_may_not_see_it() {
     let (engine, _fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let rule = ResolvedRule {
-        description: "[[access]] 1".into(),
-        principal: ResolvedPrincipal::Uid(7),
-        rights: [Right::Read, Right::Resize].into_iter().collect(),
-        pattern: Pattern::parse("vm/mine").unwrap(),
-    };
-    let Settings { config, host, .. } = &*engine.settings();
-    let access = AccessTable::new(vec![rule], 0);
-    engine.set_settings(Settings { config: config.clone(), access, host: *host, notes: Vec::new() });
-    let stranger = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    let stranger = let_in(&engine, &[Right::Read, Right::Resize], "vm/mine");
     let by_id = Target::Full(Ref::new(Kind::Vm, "fake-web").unwrap());
     let shown = engine.show(&stranger, &by_id).await.unwrap_err();
     let ask = Ask { target: by_id, ..resize(&serde_json::json!({"cpus": 3}), SHORT) };
@@ -812,7 +672,7 @@ async fn what_was_told_of_a_change_of_unknown_outcome_is_told_again_after_a_rest
 async fn what_is_told_of_a_change_before_anybody_knows_whether_its_caller_may_shows_no_instance() {
     let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
     engine.show(&peer(), &Target::Full(reference())).await.unwrap();
-    let stranger = Peer { caller: Caller { uid: 7, gid: 7, groups: Vec::new() }, who: Who { uid: 7, ..peer().who } };
+    let stranger = another();
     fake.slow_next_look(Duration::from_secs(1));
     let ask = resize(&serde_json::json!({"cpus": 3}), SHORT);
     let submitted = engine.submit(stranger.clone(), ask.clone(), None).unwrap();
@@ -823,101 +683,4 @@ async fn what_is_told_of_a_change_before_anybody_knows_whether_its_caller_may_sh
     assert!(view.instance.is_none() && found.instance.is_none(), "{view:?} {found:?}");
     let refused = engine.reply(submitted).await.unwrap_err();
     assert_eq!(refused.problem.code, Code::Forbidden);
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_that_cant_be_read_keeps_its_charge_and_its_values_over_a_restart() {
-    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
-    let before = seen(&fake).await;
-    fake.blur("web", true);
-    engine.refresh(Duration::ZERO).await;
-    let config = engine.settings().config.clone();
-    let mut book = engine.book();
-    assert_eq!(book.get(&instance()).unwrap().observed.state, State::Unknown);
-    let committed = book.ledger().committed();
-    let Some(Entry::Instance(row)) = book.entry(&instance()) else { panic!() };
-    let mut later = Book::new(&config, HOST, "later".into());
-    later.restore(*row, &config);
-    assert_eq!(later.ledger().committed(), committed);
-    let mut after = before.clone();
-    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
-    let begun = later.moment();
-    assert!(later.record(after, begun, &config).is_some(), "what moved meanwhile is told");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_change_after_which_nothing_could_be_read_is_no_drift_when_it_can() {
-    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
-    let mut after = seen(&fake).await;
-    after.cpus.accepted = Some(Limit::At(Cpus::whole(3)));
-    fake.blur("web", true);
-    let blind = seen(&fake).await;
-    let config = engine.settings().config.clone();
-    for at_the_end in [true, false] {
-        let mut book = Book::new(&config, HOST, "test".into());
-        let begun = book.moment();
-        let mut before = after.clone();
-        before.cpus.accepted = Some(Limit::At(Cpus::whole(2)));
-        book.record(before, begun, &config);
-        let grown = Charge { cpus: Cpus::whole(3), ..book.ledger().committed() };
-        book.begin(&instance(), grown);
-        let last = at_the_end.then(|| (blind.clone(), book.moment()));
-        book.end(&operation_of(&after), last, &config, true);
-        let begun = book.moment();
-        assert!(book.record(blind.clone(), begun, &config).is_none());
-        assert_eq!(book.ledger().committed(), grown, "nobody has seen that it is less");
-        let begun = book.moment();
-        assert!(book.record(after.clone(), begun, &config).is_none(), "its own");
-        let begun = book.moment();
-        let mut less = after.clone();
-        less.cpus.accepted = Some(Limit::At(Cpus::whole(1)));
-        less.cpus.observed = less.cpus.accepted;
-        assert!(book.record(less, begun, &config).is_some());
-        assert_eq!(book.ledger().committed().cpus, Cpus::whole(1));
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_record_that_can_be_read_late_takes_nothing_back_of_what_was_seen_meanwhile() {
-    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let config = engine.settings().config.clone();
-    let now = seen(&fake).await;
-    let mut earlier = now.clone();
-    earlier.cpus.accepted = Some(Limit::At(Cpus::whole(1)));
-    earlier.cpus.observed = earlier.cpus.accepted;
-    let gone = Observed { id: "gone".into(), ..now.clone() };
-    let remembered = |observed: &Observed, stamp| Remembered {
-        stamp,
-        observed: observed.clone(),
-        version: "old".into(),
-        holds: vec![Hold { hold: HoldKind::NeedsAttention, reason: "look".into() }],
-        unseen: None,
-    };
-    let mut book = Book::new(&config, HOST, "test".into());
-    let begun = book.moment();
-    book.record_listing(Kind::Vm, vec![now.clone()], begun, &config);
-    book.restore(remembered(&earlier, 7), &config);
-    book.restore(remembered(&gone, 9), &config);
-    let known = book.named(&reference()).unwrap();
-    assert_eq!((&known.observed, known.holds.len()), (&now, 1), "its values of now, its hold of before");
-    assert_eq!(book.ledger().charge(&instance()).cpus, Cpus::whole(2));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_change_that_ends_with_a_look_older_than_the_last_listing_gives_its_charge_back_too() {
-    let (_engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
-    let config = Config::parse("test", CONFIG).unwrap();
-    let (mut book, two) = book_of_two(&seen(&fake).await, ["web", "other"]);
-    let committed = book.ledger().committed();
-    let grown = Operation { charge: Charge { cpus: Cpus::whole(7), ..committed }, ..operation_of(&two[0]) };
-    book.recovering(&grown, "cut off".into());
-    assert!(book.ledger().committed().cpus > committed.cpus);
-    let last = (two[0].clone(), book.moment());
-    let begun = book.moment();
-    book.record_listing(Kind::Vm, two.to_vec(), begun, &config);
-    book.end(&grown, Some(last), &config, true);
-    assert_eq!(book.ledger().committed(), committed);
-    assert!(book.get(&two[0].instance_id()).unwrap().holds.iter().all(|hold| hold.hold != HoldKind::Recovering));
 }
