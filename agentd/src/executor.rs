@@ -518,6 +518,9 @@ impl<'a> Executor<'a> {
                 tracing::error!(operation = self.operation.id, %error, "an undo could not be recorded");
             }
         }
+        if stands_unseen {
+            self.backend.may_have_been_asked(&step.action, &observed);
+        }
         let applied = self.apply(&undo).await;
         if let Err(BackendError::Timeout(why)) = &applied {
             return Err(Stuck::Away(format!("taking back {what} has not returned: {why}")));

@@ -344,7 +344,10 @@ fn a_qemu_that_hangs_holds_up_its_own_vm_only_until_the_truth_is_seen() -> Resul
 
     // Once QEMU answers again libvirt's call ends, one way or the other; the hold ends with it, and the record says how.
     let vcpus = settled_vcpus(&agentd, &hung)?;
-    let on_record = recorded(&agentd, &problem["operation"])?;
+    let on_record = wait_until("the outcome on record", LIMIT, || {
+        let on_record = recorded(&agentd, &problem["operation"])?;
+        Ok((on_record["outcome"] != "unknown").then_some(on_record))
+    })?;
     println!("the hanging hot-add ended as {} with {vcpus} vCPUs", on_record["outcome"]);
     let expected = if vcpus == 2 { "changed" } else { "rolled-back" };
     assert_eq!(on_record["outcome"], expected, "{on_record}");

@@ -127,4 +127,8 @@ pub trait Backend: Send + Sync {
     /// Reminds the backend of what it told in an earlier life of the daemon and the engine itself can't tell, from the last
     /// observation of that life.
     fn recall(&self, _observed: &Observed) {}
+
+    /// Tells the backend of a step that an earlier life of the daemon may have carried out on this instance, though nothing of
+    /// it is seen: what the guest still does about it is ours, and not somebody else's.
+    fn may_have_been_asked(&self, _action: &Action, _observed: &Observed) {}
 }

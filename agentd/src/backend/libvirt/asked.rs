@@ -3,6 +3,7 @@
 //! It goes with each observation, and from the last one comes back after a restart of the daemon.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,12 +15,22 @@ pub(super) struct Asked {
     unplug: Option<Unplug>,
 }
 
+/// How long a balloon that was sent back may still move towards the target before: a guest fills its balloon in batches, and
+/// asks for the target between two of them.
+const WAVERS: Duration = Duration::from_secs(10);
+
 /// A balloon's target in KiB, and the range in which the balloon is on its way there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Balloon {
     low: u64,
     high: u64,
     target: u64,
+    /// Whether it may still be on its way to an earlier target.
+    #[serde(default)]
+    wavers: bool,
+    /// Since when it has been at its target.
+    #[serde(skip)]
+    there_since: Option<Instant>,
 }
 
 /// An unplug that libvirt gave up waiting for.
@@ -48,18 +59,30 @@ impl Memory {
     /// The balloon was asked to go from one size to another.
     pub(super) fn balloon_asked(&mut self, uuid: &str, boot: &str, from: u64, target: u64) {
         let asked = self.of(uuid, boot);
-        // Where an earlier target is still open, the balloon may move towards that one for another moment.
-        let earlier = asked.balloon.map_or(from, |earlier| earlier.target);
-        let (low, high) = (from.min(target).min(earlier), from.max(target).max(earlier));
-        asked.balloon = Some(Balloon { low, high, target });
+        let earlier = asked.balloon.map(|earlier| earlier.target);
+        let ends = [from, target, earlier.unwrap_or(from)];
+        asked.balloon = Some(Balloon {
+            low: ends.into_iter().fold(target, u64::min),
+            high: ends.into_iter().fold(target, u64::max),
+            target,
+            wavers: earlier.is_some_and(|earlier| earlier != target),
+            there_since: None,
+        });
     }
 
     /// The balloon's target while it is on its way there. Forgotten once it has arrived, and once it leaves the way: then it
     /// follows another target, set by somebody else.
-    pub(super) fn balloon_target(&mut self, uuid: &str, boot: &str, now: u64) -> Option<u64> {
+    pub(super) fn balloon_target(&mut self, uuid: &str, boot: &str, now: u64, at: Instant) -> Option<u64> {
         let asked = self.of(uuid, boot);
-        let Balloon { low, high, target } = asked.balloon?;
-        if now == target || now < low || now > high {
+        let balloon = asked.balloon.as_mut()?;
+        if now == balloon.target {
+            balloon.there_since.get_or_insert(at);
+        } else {
+            balloon.there_since = None;
+        }
+        let patience = if balloon.wavers { WAVERS } else { Duration::ZERO };
+        let arrived = balloon.there_since.is_some_and(|since| at.saturating_duration_since(since) >= patience);
+        if arrived || now < balloon.low || now > balloon.high {
             asked.balloon = None;
         }
         asked.balloon.map(|balloon| balloon.target)
@@ -117,31 +140,47 @@ mod tests {
 
     #[test]
     fn a_target_stands_until_it_is_reached() {
-        let mut memory = Memory::default();
+        let (mut memory, at) = (Memory::default(), Instant::now());
         memory.balloon_asked("a", "1", 500, 300);
         for now in [500, 450, 470, 301] {
-            assert_eq!(memory.balloon_target("a", "1", now), Some(300), "{now}");
+            assert_eq!(memory.balloon_target("a", "1", now, at), Some(300), "{now}");
         }
-        assert_eq!(memory.balloon_target("a", "1", 300), None);
-        assert_eq!(memory.balloon_target("a", "1", 310), None, "reached once is reached");
+        assert_eq!(memory.balloon_target("a", "1", 300, at), None);
+        assert_eq!(memory.balloon_target("a", "1", 310, at), None, "reached once is reached");
     }
 
     #[test]
     fn a_balloon_that_leaves_the_way_follows_somebody_elses_target() {
         for now in [501, 299] {
-            let mut memory = Memory::default();
+            let (mut memory, at) = (Memory::default(), Instant::now());
             memory.balloon_asked("a", "1", 500, 300);
-            assert_eq!(memory.balloon_target("a", "1", now), None, "{now}");
+            assert_eq!(memory.balloon_target("a", "1", now, at), None, "{now}");
         }
     }
 
     #[test]
     fn a_new_target_may_be_passed_on_the_way_to_an_earlier_one() {
-        let mut memory = Memory::default();
+        let (mut memory, at) = (Memory::default(), Instant::now());
         memory.balloon_asked("a", "1", 500, 300);
         memory.balloon_asked("a", "1", 450, 480);
-        assert_eq!(memory.balloon_target("a", "1", 440), Some(480));
-        assert_eq!(memory.balloon_target("a", "1", 480), None);
+        assert_eq!(memory.balloon_target("a", "1", 440, at), Some(480));
+        assert_eq!(memory.balloon_target("a", "1", 480, at), Some(480), "it may not have asked for it yet");
+        assert_eq!(memory.balloon_target("a", "1", 475, at + WAVERS), Some(480), "nor had it");
+        for (now, later) in [(480, WAVERS), (480, WAVERS * 2)] {
+            let target = memory.balloon_target("a", "1", now, at + later);
+            assert_eq!(target, (later == WAVERS).then_some(480), "it stays there: {later:?}");
+        }
+        assert_eq!(memory.balloon_target("a", "1", 475, at + WAVERS * 2), None, "somebody else's target");
+    }
+
+    #[test]
+    fn a_balloon_that_is_sent_back_before_it_moved_may_move_yet() {
+        let (mut memory, at) = (Memory::default(), Instant::now());
+        memory.balloon_asked("a", "1", 500, 300);
+        memory.balloon_asked("a", "1", 500, 500);
+        for now in [500, 495, 490, 500] {
+            assert_eq!(memory.balloon_target("a", "1", now, at), Some(500), "{now}");
+        }
     }
 
     #[test]

@@ -31,7 +31,8 @@ use std::time::Duration;
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
-use agentd_core::plan::{Action, describe};
+use agentd_core::plan::{Action, Scope, describe};
+use agentd_core::units::{ByteCount, Limit};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -206,6 +207,14 @@ impl Backend for Libvirt {
     fn recall(&self, observed: &Observed) {
         if let Some(asked) = reading::asked_in(&observed.native) {
             self.asked().recall(&observed.id, asked);
+        }
+    }
+
+    fn may_have_been_asked(&self, action: &Action, observed: &Observed) {
+        let kib = |memory: Option<Limit<ByteCount>>| memory.and_then(Limit::at).map(|bytes| bytes.bytes() >> 10);
+        let target = action.sets().and_then(|(scope, values)| kib(values.memory.filter(|_| scope == Scope::Live)));
+        if let (Some(boot), Some(from), Some(target)) = (&observed.boot, kib(observed.memory.observed), target) {
+            self.asked().balloon_asked(&observed.id, boot, from, target);
         }
     }
 }

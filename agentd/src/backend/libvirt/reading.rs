@@ -1,6 +1,7 @@
 //! What a sighting of a domain means in the words that every kind of instance shares. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
@@ -209,7 +210,7 @@ fn memory(
     notes: &mut Vec<String>,
 ) -> Reading<ByteCount> {
     let now = seen.memory_now();
-    let target = boot.zip(now).and_then(|(boot, now)| asked.balloon_target(&seen.uuid, boot, now));
+    let target = boot.zip(now).and_then(|(boot, now)| asked.balloon_target(&seen.uuid, boot, now, Instant::now()));
     if let Balloon::Deaf(why) = &seen.balloon {
         notes.push(format!("QEMU does not answer: {why}"));
     }

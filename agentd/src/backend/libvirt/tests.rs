@@ -107,6 +107,7 @@ async fn a_restore_puts_back_what_was_there() {
     let (libvirt, _file) = libvirt();
     let before = seen(&libvirt, "web").await;
     set(&libvirt, "web", Scope::Live, memory(2048)).await.unwrap();
+    assert_eq!(seen(&libvirt, "web").await.memory.accepted, memory(2048).memory);
     let (values, native) = (memory(1024), before.native.clone());
     let restore = Action::Restore { scope: Scope::Live, values, native };
     libvirt.apply(&vm("web"), &Identity::of(&before), &restore).await.unwrap();
