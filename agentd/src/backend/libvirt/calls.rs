@@ -1,13 +1,16 @@
 //! How calls reach libvirt: each job on a thread of its own, under a deadline of ours, on a connection of its class.
 //!
 //! ```text
-//!   job ─► line (one connection, a few jobs at once) ─► ends in time ─► answer; the line serves on
-//!                        │                          └─► overdue ──────► the line is retired; its thread closes it, some day
+//!   job ─► line (one connection, one job at a time) ─► ends in time ─► answer; the line serves on
+//!                        │                         └─► overdue ──────► the line is retired; its thread closes it, some day
 //!                        └─ connection found dead ─► opened anew, and the job run once more if it had sent nothing
 //! ```
 //!
-//! libvirt answers 5 calls of one connection at once at most (`max_client_requests`), so one hung QEMU would block every
-//! domain on it; a second connection is unaffected. Knows nothing of what the jobs do.
+//! No two jobs share a connection, so that one which hangs holds up no other. libvirt's daemon answers 5 calls of a connection
+//! at once at most (`max_client_requests`). Worse, its client library loses wake-ups: the thread that calls first polls for
+//! all, and where the second one wants its call sent in the moment before that poll begins (`g_main_loop_quit` before
+//! `g_main_loop_run`), it waits until the first one's answer arrives. Seen with 9.0 on a busy host: the call of the second
+//! thread was never written to the socket. Knows nothing of what the jobs do.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -26,12 +29,10 @@ use crate::backend::BackendError;
 pub(super) const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a change may take: an unplug alone is given 5 s by libvirt.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(20);
-/// Jobs at once on one connection, below libvirt's own 5.
-const JOBS_PER_LINE: usize = 3;
 /// Overdue calls in all: libvirtd has 20 workers, and some must be left for others.
 const MOST_OVERDUE: usize = 12;
-/// Connections of one class that are kept open when idle.
-const IDLE_LINES: usize = 2;
+/// Connections of one class that are kept open when idle: as many as a listing uses.
+const IDLE_LINES: usize = super::LOOKS_AT_ONCE;
 
 /// What a job does, which decides the connection that it gets and what a deadline means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,7 +278,7 @@ impl Calls {
             tally.changing.push(domain.to_owned());
         }
         let wanted = if self.single { None } else { Some(class) };
-        let room = |place: &&mut Place| place.class == wanted && (self.single || place.jobs < JOBS_PER_LINE);
+        let room = |place: &&mut Place| place.class == wanted && (self.single || place.jobs == 0);
         if let Some(place) = tally.lines.iter_mut().find(room) {
             place.jobs += 1;
             return Ok(Arc::clone(&place.line));
@@ -432,13 +433,17 @@ mod tests {
     }
 
     #[test]
-    fn at_most_three_jobs_share_a_line_and_classes_share_none() {
+    fn no_two_jobs_share_a_line_at_once_and_classes_share_none() {
         let mut calls = calls();
         calls.single = false;
-        let lines: Vec<_> = (0..4).map(|n| calls.admit(Class::Change, &n.to_string()).unwrap()).collect();
-        assert!(Arc::ptr_eq(&lines[0], &lines[2]) && !Arc::ptr_eq(&lines[0], &lines[3]));
-        let look = calls.admit(Class::Look, "").unwrap();
-        assert!(!lines.iter().any(|line| Arc::ptr_eq(line, &look)));
+        let lines: Vec<_> = (0..=IDLE_LINES).map(|n| calls.admit(Class::Change, &n.to_string()).unwrap()).collect();
+        let shared = lines.iter().enumerate().any(|(n, line)| lines[..n].iter().any(|other| Arc::ptr_eq(line, other)));
+        assert!(!shared);
+        let end = |n: usize| lock(&calls.tally).release(Class::Change, &n.to_string(), &lines[n]);
+        assert!(end(0).is_some_and(|closed| Arc::ptr_eq(&closed, &lines[0])), "there is one more than is kept");
+        assert!(end(1).is_none());
+        assert!(Arc::ptr_eq(&calls.admit(Class::Change, "x").unwrap(), &lines[1]), "the idle one serves on");
+        assert!(!lines.iter().any(|line| Arc::ptr_eq(line, &calls.admit(Class::Look, "").unwrap())));
     }
 
     #[tokio::test]
