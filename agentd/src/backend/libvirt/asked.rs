@@ -15,8 +15,8 @@ pub(super) struct Asked {
     unplug: Option<Unplug>,
 }
 
-/// How long a balloon that was sent back may still move towards the target before: a guest fills its balloon in batches, and
-/// asks for the target between two of them.
+/// How long a balloon that is at its new target may still move towards the target before: a guest fills its balloon in
+/// batches, and asks for the target between two of them. Bounded, because what moves it later is somebody else's wish.
 const WAVERS: Duration = Duration::from_secs(10);
 
 /// A balloon's target in KiB, and the range in which the balloon is on its way there.
@@ -28,9 +28,9 @@ struct Balloon {
     /// Whether it may still be on its way to an earlier target.
     #[serde(default)]
     wavers: bool,
-    /// Since when it has been at its target.
+    /// When it was first seen at its target.
     #[serde(skip)]
-    there_since: Option<Instant>,
+    seen_there: Option<Instant>,
 }
 
 /// An unplug that libvirt gave up waiting for.
@@ -66,7 +66,7 @@ impl Memory {
             high: ends.into_iter().fold(target, u64::max),
             target,
             wavers: earlier.is_some_and(|earlier| earlier != target),
-            there_since: None,
+            seen_there: None,
         });
     }
 
@@ -76,12 +76,10 @@ impl Memory {
         let asked = self.of(uuid, boot);
         let balloon = asked.balloon.as_mut()?;
         if now == balloon.target {
-            balloon.there_since.get_or_insert(at);
-        } else {
-            balloon.there_since = None;
+            balloon.seen_there.get_or_insert(at);
         }
         let patience = if balloon.wavers { WAVERS } else { Duration::ZERO };
-        let arrived = balloon.there_since.is_some_and(|since| at.saturating_duration_since(since) >= patience);
+        let arrived = balloon.seen_there.is_some_and(|since| at.saturating_duration_since(since) >= patience);
         if arrived || now < balloon.low || now > balloon.high {
             asked.balloon = None;
         }
@@ -165,12 +163,8 @@ mod tests {
         memory.balloon_asked("a", "1", 450, 480);
         assert_eq!(memory.balloon_target("a", "1", 440, at), Some(480));
         assert_eq!(memory.balloon_target("a", "1", 480, at), Some(480), "it may not have asked for it yet");
-        assert_eq!(memory.balloon_target("a", "1", 475, at + WAVERS), Some(480), "nor had it");
-        for (now, later) in [(480, WAVERS), (480, WAVERS * 2)] {
-            let target = memory.balloon_target("a", "1", now, at + later);
-            assert_eq!(target, (later == WAVERS).then_some(480), "it stays there: {later:?}");
-        }
-        assert_eq!(memory.balloon_target("a", "1", 475, at + WAVERS * 2), None, "somebody else's target");
+        assert_eq!(memory.balloon_target("a", "1", 475, at + WAVERS / 2), Some(480), "nor had it");
+        assert_eq!(memory.balloon_target("a", "1", 475, at + WAVERS), None, "by now it is somebody else's target");
     }
 
     #[test]

@@ -115,6 +115,28 @@ async fn a_restore_puts_back_what_was_there() {
 }
 
 #[tokio::test]
+async fn a_guest_that_still_follows_what_an_earlier_life_asked_for_follows_nobody_else() {
+    let (libvirt, _file) = libvirt();
+    let before = seen(&libvirt, "web").await;
+    let step = Action::Set { scope: Scope::Live, values: memory(512) };
+    // Past the backend: as a guest moves, or somebody else.
+    let moves_to = async |mib: u64| {
+        let job = move |job: &calls::Job<'_>| Ok(job.connect.by_uuid(WEB)?.set_memory(mib << 10, ffi::LIVE)?);
+        libvirt.calls.run(Class::Change, WEB, "move", job).await.unwrap();
+        seen(&libvirt, "web").await.memory
+    };
+    for (told, accepted) in [(false, memory(900).memory), (true, memory(1024).memory)] {
+        if told {
+            libvirt.may_have_been_asked(&step, &before);
+        }
+        set(&libvirt, "web", Scope::Live, memory(1024)).await.unwrap();
+        let now = moves_to(900).await;
+        assert_eq!((now.accepted, now.observed), (accepted, memory(900).memory), "told: {told}");
+        assert_eq!(moves_to(1024).await.accepted, memory(1024).memory);
+    }
+}
+
+#[tokio::test]
 async fn more_than_the_maximum_fails_in_libvirts_words() {
     let (libvirt, _file) = libvirt();
     let answer = set(&libvirt, "web", Scope::Live, cpus(5)).await;
