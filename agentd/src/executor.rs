@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Observed, Usage};
+use agentd_core::instance::{Observed, Ref, Usage};
 use agentd_core::operation::{Course, Identity, Operation, Outcome, StepState, same_boot};
 use agentd_core::plan::{
-    Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, reached, unchanged_since,
+    Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, overwritten, reached,
+    unchanged_since,
 };
 use tokio::time::{Instant, sleep};
 
@@ -415,7 +416,7 @@ impl<'a> Executor<'a> {
 
     /// Takes back what was done, the last first; not the step of which the backend said that it did nothing. `gone` says
     /// that what was changed of a run went with it.
-    async fn unwind(&mut self, cause: Problem, untouched: Option<usize>, mut gone: bool) -> Ended {
+    async fn unwind(&mut self, mut cause: Problem, untouched: Option<usize>, mut gone: bool) -> Ended {
         // What an earlier walk could not take back, too: it was broken off because an engine was away.
         let left = self.operation.steps.iter().filter(|record| record.state == StepState::UndoFailed);
         let mut stuck: Vec<String> = left.filter_map(|record| record.error.clone()).collect();
@@ -431,6 +432,9 @@ impl<'a> Executor<'a> {
                 Err(Stuck::Gone) => {
                     gone = true;
                     self.close(index, StepState::Undone, None);
+                }
+                Err(Stuck::Overwritten) => {
+                    cause = changed_meanwhile(&self.operation.reference, &cause);
                 }
                 Err(Stuck::Left(why)) => {
                     self.close(index, StepState::UndoFailed, Some(why.clone()));
@@ -505,6 +509,9 @@ impl<'a> Executor<'a> {
             let sent_before = self.recovering && !matches!(reached(&undo, &observed), Reached::No(_));
             sent_before || unchanged_since(&step.action, &observed)
         };
+        if is_failed && overwritten(&step.action, &observed) && !ours {
+            return Err(Stuck::Overwritten);
+        }
         if !ours {
             let why = format!("{what} is no longer what is there: somebody else changed it meanwhile");
             return Err(Stuck::Left(why));
@@ -579,8 +586,17 @@ pub(crate) fn unrecorded(error: &StoreError) -> Problem {
     Problem::new(Code::StoreUnavailable, error.to_string()).hint("see `ctl health`; reads go on")
 }
 
+/// A step failed because somebody else set the same meanwhile. What they set stands: who comes last is right.
+fn changed_meanwhile(reference: &Ref, cause: &Problem) -> Problem {
+    let detail = format!("{reference} was changed by somebody else in the middle of this change: {}", cause.detail);
+    Problem::new(Code::VersionMismatch, detail)
+        .hint("nothing of this change is left; look at it again, then decide again")
+}
+
 /// Why a step was not taken back.
 enum Stuck {
+    /// Nothing of it is left: somebody else has set the same since.
+    Overwritten,
     /// What it changed is gone, with its instance or with that run of it.
     Gone,
     /// It is still there, and why.

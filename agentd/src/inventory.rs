@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Move};
 use agentd_core::config::Config;
-use agentd_core::drift::{drift, is_of};
+use agentd_core::drift::{drift, is_of, left_by};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
-use agentd_core::operation::Operation;
+use agentd_core::operation::{Operation, Outcome};
 use agentd_core::plan::{HostCapacity, Targets, caps, charge_of};
 
 use crate::clock::now_ms;
@@ -213,11 +213,11 @@ impl Book {
         self.take(observed, begun, config, None)
     }
 
-    /// The same; `own` are the targets of the change that ends with it.
-    fn take(&mut self, observed: Observed, begun: Moment, config: &Config, own: Option<&Targets>) -> Option<Drift> {
+    /// The same; `ended` is the change that ends with it.
+    fn take(&mut self, observed: Observed, begun: Moment, config: &Config, ended: Option<&Operation>) -> Option<Drift> {
         let instance = observed.instance_id();
         let old = self.known.get(&instance);
-        if old.is_some_and(|old| old.seen > begun || (old.busy && own.is_none())) {
+        if old.is_some_and(|old| old.seen > begun || (old.busy && ended.is_none())) {
             return None;
         }
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
@@ -225,10 +225,16 @@ impl Book {
         let doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed));
         let mut moves = match old {
-            Some(old) if !unseen => drift(old.last_readable(), &observed),
+            Some(old) if !unseen => match ended {
+                Some(ended) => drift(&left_by(ended, old.last_readable()), &observed),
+                None => drift(old.last_readable(), &observed),
+            },
             _ => Vec::new(),
         };
-        // Of what a change with an end that nobody knows was to move, nobody knows either whether it moved by itself.
+        // Of a change that was seen to be done, or to be overwritten, it is known what it has left. Of what another one was
+        // to move, nobody knows whether it moved by itself.
+        let own = ended.filter(|ended| ended.outcome != Outcome::Changed && !ended.was_overwritten());
+        let own = own.map(|ended| &ended.targets);
         moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
         let readable = old
             .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)
@@ -328,7 +334,7 @@ impl Book {
             self.lift(&instance, HoldKind::Recovering);
         }
         // It may be older than what is known by now.
-        let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(&operation.targets)));
+        let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(operation)));
         let Some(known) = self.known.get_mut(&instance) else { return drift };
         known.busy = false;
         if settled {

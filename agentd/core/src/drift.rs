@@ -2,7 +2,7 @@
 
 use crate::api::{Move, MoveOf};
 use crate::instance::{Observed, Reading};
-use crate::operation::{Operation, same_boot};
+use crate::operation::{Operation, Outcome, same_boot};
 use crate::plan::{Aim, Targets, same_cpu_time};
 use crate::units::Limit;
 
@@ -43,6 +43,27 @@ pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
     moves
 }
 
+/// What is there after a change that was seen to be done, if nobody else has touched it since: what was there before it, with
+/// what it has set.
+pub fn left_by(operation: &Operation, before: &Observed) -> Observed {
+    fn set<T: Copy>(reading: &mut Reading<T>, aim: Option<Aim<T>>) {
+        let Some(aim) = aim else { return };
+        if aim.live {
+            reading.accepted = Some(aim.requested);
+        }
+        if aim.saved {
+            reading.persistent = Some(aim.saved_requested.unwrap_or(aim.requested));
+        }
+    }
+    let mut left = before.clone();
+    if operation.outcome == Outcome::Changed {
+        set(&mut left.cpus, operation.targets.cpus);
+        set(&mut left.cpu_limit, operation.targets.cpu_limit);
+        set(&mut left.memory, operation.targets.memory);
+    }
+    left
+}
+
 /// Whether a change was to move this field, on whichever side: what it is found at after it is its own doing.
 pub fn is_of(targets: &Targets, moved: &Move) -> bool {
     match moved {
@@ -52,21 +73,38 @@ pub fn is_of(targets: &Targets, moved: &Move) -> bool {
     }
 }
 
-/// What a change moved, or was to move where nothing is observed any more.
+/// What a change moved, or was to move where nothing is observed any more. Where it was done and somebody else moved the same
+/// since, this ends at what it had set: the rest is drift.
 pub fn made(operation: &Operation, observed: Option<&Observed>) -> Vec<Move> {
-    fn sides<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: Option<&Reading<T>>) -> Vec<MoveOf<T>> {
+    if operation.was_overwritten() {
+        return Vec::new();
+    }
+    fn sides<T: Copy + PartialEq>(
+        aim: Option<Aim<T>>,
+        reading: Option<&Reading<T>>,
+        set: Option<&Reading<T>>,
+        same: fn(Limit<T>, Limit<T>) -> bool,
+    ) -> Vec<MoveOf<T>> {
         let Some(aim) = aim else { return Vec::new() };
-        let live = MoveOf { saved: false, before: aim.before, after: reading.and_then(|reading| reading.accepted) };
-        let saved = MoveOf { saved: true, before: aim.saved_before, after: reading.and_then(|r| r.persistent) };
+        let after = |seen: Option<Limit<T>>, set: Option<Limit<T>>| match (seen, set) {
+            (Some(seen), Some(set)) if !same(set, seen) => Some(set),
+            (seen, _) => seen,
+        };
+        let accepted = after(reading.and_then(|seen| seen.accepted), set.and_then(|set| set.accepted));
+        let persistent = after(reading.and_then(|seen| seen.persistent), set.and_then(|set| set.persistent));
+        let live = MoveOf { saved: false, before: aim.before, after: accepted };
+        let saved = MoveOf { saved: true, before: aim.saved_before, after: persistent };
         let sides = [aim.live.then_some(live), aim.saved.then_some(saved)];
         sides.into_iter().flatten().filter(|moved| moved.before != moved.after).collect()
     }
     let targets = &operation.targets;
-    let mut moves: Vec<Move> = Vec::new();
-    moves.extend(sides(targets.cpus, observed.map(|o| &o.cpus)).into_iter().map(Move::Cpus));
-    moves.extend(sides(targets.cpu_limit, observed.map(|o| &o.cpu_limit)).into_iter().map(Move::CpuLimit));
-    moves.extend(sides(targets.memory, observed.map(|o| &o.memory)).into_iter().map(Move::Memory));
-    moves
+    let set = observed.filter(|_| operation.outcome == Outcome::Changed).map(|seen| left_by(operation, seen));
+    let (seen, set) = (observed, set.as_ref());
+    let cpus = sides(targets.cpus, seen.map(|o| &o.cpus), set.map(|o| &o.cpus), same_cpu_time);
+    let cpu_limit = sides(targets.cpu_limit, seen.map(|o| &o.cpu_limit), set.map(|o| &o.cpu_limit), same_cpu_time);
+    let memory = sides(targets.memory, seen.map(|o| &o.memory), set.map(|o| &o.memory), |a, b| a == b);
+    let (cpus, cpu_limit) = (cpus.into_iter().map(Move::Cpus), cpu_limit.into_iter().map(Move::CpuLimit));
+    cpus.chain(cpu_limit).chain(memory.into_iter().map(Move::Memory)).collect()
 }
 
 fn field<T: Copy + PartialEq>(

@@ -268,6 +268,11 @@ impl Operation {
         matches!(self.outcome, Outcome::Running | Outcome::Unknown)
     }
 
+    /// Whether somebody else set the same in the middle of it: nothing of it is left, and what stands is drift.
+    pub fn was_overwritten(&self) -> bool {
+        self.outcome == Outcome::RolledBack && matches!(self.problem, Some((Code::VersionMismatch, _)))
+    }
+
     /// Ends it well.
     pub fn succeed(&mut self) {
         let pending = self.steps.iter().any(|record| record.state == StepState::Pending);

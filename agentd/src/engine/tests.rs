@@ -252,6 +252,30 @@ async fn what_somebody_else_changed_meanwhile_is_not_undone() {
     fake.meddle("web", &Values { memory: theirs, ..Values::default() });
     let failure = engine.reply(running).await.unwrap_err();
     assert_eq!(seen(&fake).await.memory.accepted, theirs, "{}", failure.problem);
+    assert_eq!(
+        (failure.problem.code, failure.operation.unwrap().outcome),
+        (Code::VersionMismatch, Outcome::RolledBack)
+    );
+    // Nothing of the change is left, so nothing is held; what they set is drift.
+    assert!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.is_empty());
+    let history = engine.store().history(Page { limit: 10, ..Page::default() }).await.unwrap();
+    let told: Vec<_> = history.iter().rev().map(|entry| (entry.happening, entry.moves.len())).collect();
+    assert_eq!(told, [(Happening::Drift, 1), (Happening::Change, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_done_and_then_changed_by_somebody_else_is_partial() {
+    let faults = serde_json::json!([{"instance": "vm/web", "nth": 1, "fault": "fail"}]);
+    let mut spec = web(&faults);
+    spec["delay_ms"] = 100.into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let body = serde_json::json!({"memory": "2GiB", "cpus": 4, "apply": "live"});
+    let running = engine.submit(peer(), resize(&body, Duration::from_secs(5)), None).unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let theirs = Some(Limit::At(ByteCount::mib(1536)));
+    fake.meddle("web", &Values { memory: theirs, ..Values::default() });
+    let failure = engine.reply(running).await.unwrap_err();
+    assert_eq!(seen(&fake).await.memory.accepted, theirs, "{}", failure.problem);
     assert_eq!((failure.problem.code, failure.operation.unwrap().outcome), (Code::Partial, Outcome::Partial));
     assert_eq!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.len(), 1);
 }

@@ -138,6 +138,30 @@ fn drift_beside_a_change_is_told_and_what_the_change_was_to_move_is_not() {
 }
 
 #[test]
+fn what_somebody_else_set_in_the_place_of_what_a_change_had_set_is_drift_from_that() {
+    let before = web(false);
+    let after = with_cpus(&before, 5);
+    for (outcome, expected) in [(Outcome::Changed, Some(3)), (Outcome::Pending, None), (Outcome::Partial, None)] {
+        let mut book = book(std::slice::from_ref(&before));
+        let operation = change(&before, book.ledger().committed());
+        let operation = Operation { outcome, ..operation };
+        book.begin(&before.instance_id(), operation.charge);
+        let last = Some((after.clone(), book.moment()));
+        let from = book.end(&operation, last, &config(), true).map(|drift| match &drift.moves[..] {
+            [Move::Cpus(moved), ..] => moved.before,
+            _ => panic!("{:?}", drift.moves),
+        });
+        assert_eq!(from, expected.map(|cpus| Some(Limit::At(Cpus::whole(cpus)))), "{outcome:?}");
+        let told = agentd_core::drift::made(&operation, Some(&after));
+        let to = if outcome == Outcome::Changed { 3 } else { 5 };
+        assert!(
+            matches!(&told[..], [Move::Cpus(moved), ..] if moved.after == Some(Limit::At(Cpus::whole(to)))),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
 fn a_change_whose_end_was_not_seen_keeps_its_charge_and_is_no_drift_after_a_restart_either() {
     let before = web(false);
     let after = with_cpus(&before, 3);

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use power::{start, stop};
 pub use resize::resize;
-pub use settle::{Reached, may_be_ours, may_stand_unseen, reached, same_cpu_time, unchanged_since};
+pub use settle::{Reached, may_be_ours, may_stand_unseen, overwritten, reached, same_cpu_time, unchanged_since};
 pub use undo::undo;
 pub use words::describe;
 

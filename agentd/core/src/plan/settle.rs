@@ -104,6 +104,31 @@ pub fn may_be_ours(action: &Action, undo: &Action, observed: &Observed, recoveri
             || memory.is_some() && (memory == new.memory || memory == old.memory))
 }
 
+/// Whether somebody else has set every field since that a step was to set: nothing of the step is left to be taken back.
+pub fn overwritten(action: &Action, observed: &Observed) -> bool {
+    fn other<T: Copy>(
+        scope: Scope,
+        set: Option<Limit<T>>,
+        now: &Reading<T>,
+        up: bool,
+        same: fn(Limit<T>, Limit<T>) -> bool,
+    ) -> bool {
+        let Some(set) = set else { return true };
+        let differs = |value: Option<Limit<T>>| value.is_some_and(|value| !same(set, value));
+        let (live, saved) = (differs(now.accepted), differs(now.persistent));
+        match scope {
+            Scope::Live => live,
+            Scope::Saved => saved,
+            Scope::Both => saved && (live || !up),
+        }
+    }
+    let Some((scope, set)) = action.sets() else { return false };
+    let up = observed.state.is_up();
+    other(scope, set.cpus, &observed.cpus, up, cpus_rule(observed))
+        && other(scope, set.cpu_limit, &observed.cpu_limit, up, same_cpu_time)
+        && other(scope, set.memory, &observed.memory, up, |a, b| a == b)
+}
+
 fn field<T: Copy + PartialEq + std::fmt::Display>(
     name: &str,
     scope: Scope,

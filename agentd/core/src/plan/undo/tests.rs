@@ -9,7 +9,7 @@ use crate::api::{Hold, HoldKind, OperationView};
 use crate::instance::{Ability, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use crate::operation::{StepState, Who};
 use crate::plan::tests::{MIB, container, plan, same, steps, vm, with};
-use crate::plan::{Reached, UndoClass, may_be_ours, reached};
+use crate::plan::{Reached, UndoClass, may_be_ours, overwritten, reached};
 use crate::units::{ByteCount, Cpus};
 
 /// What a backend keeps to itself: here the values, marked with the start that they were read at.
@@ -317,6 +317,13 @@ fn a_failed_step_of_an_undo_is_told_from_somebody_elses() {
     assert!(may_be_ours(action, way_back, &seen, false) && may_be_ours(action, way_back, &container(), false));
     seen.memory.persistent = Some(Limit::At(MIB(96)));
     assert!(!may_be_ours(action, way_back, &seen, false));
+    assert!(overwritten(action, &seen));
+    seen.memory.accepted = action.sets().unwrap().1.memory;
+    assert!(!overwritten(action, &seen), "what runs is what it set");
+    seen.memory.accepted = Some(Limit::At(MIB(96)));
+    assert!(overwritten(action, &seen));
+    seen.memory.persistent = None;
+    assert!(!overwritten(action, &seen), "nobody can tell");
 }
 
 /// The values of an instance, those that run only where it does.
