@@ -13,6 +13,7 @@ pub mod executor;
 pub mod failpoint;
 pub mod http;
 pub mod inventory;
+pub mod log;
 pub mod settings;
 pub mod socket;
 pub mod store;

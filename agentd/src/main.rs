@@ -1,6 +1,8 @@
 //! agentd: changes CPU and memory of running VMs, containers and units, live, under one set of host caps. This file reads
 //! the command line, wires the parts together and follows signals; what they do is in their modules.
 
+mod args;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,40 +15,20 @@ use agentd::store::{Store, StoreError};
 use agentd::{http, settings};
 use agentd_core::config::Config;
 use anyhow::Context;
+use args::Args;
 use clap::Parser;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 /// How often the whole inventory is listed while nobody asks.
 const LISTING: Duration = Duration::from_secs(30);
 
+/// How often the service manager is told what is going on, where that has changed.
+const STATUS: Duration = Duration::from_secs(2);
+
 /// How long changes may take to end when the daemon stops; with the connections' own time, less than systemd waits.
 const CHANGES_END: Duration = Duration::from_secs(45);
-
-/// Changes CPU and memory of running VMs and containers, live, under one set of host caps.
-#[derive(Debug, Parser)]
-#[command(name = "agentd", version)]
-struct Args {
-    /// The config file.
-    #[arg(long, default_value = "/etc/agentd/agentd.toml")]
-    config: PathBuf,
-    /// The socket to serve, in place of the config's; one that systemd passes wins over both.
-    #[arg(long)]
-    socket: Option<PathBuf>,
-    /// Where state is kept, in place of the config's.
-    #[arg(long)]
-    state_dir: Option<PathBuf>,
-    /// Check the config file and end.
-    #[arg(long)]
-    check: bool,
-    /// A fake engine for VMs, described by this file; for tests.
-    #[cfg(feature = "fake")]
-    #[arg(long, hide = true, env = "AGENTD_FAKE")]
-    fake: Option<PathBuf>,
-}
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -65,24 +47,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}: no faults", args.config.display());
         return Ok(());
     }
-    log_to_journal_or_stderr();
+    agentd::log::init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the runtime can't be started")?;
     runtime.block_on(serve(args, config))
-}
-
-fn log_to_journal_or_stderr() {
-    let filter = EnvFilter::try_from_env("AGENTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let registry = tracing_subscriber::registry().with(filter);
-    // systemd says in this variable that stderr is the journal; then the fields go there as fields.
-    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
-    match journal {
-        Some(journal) => registry.with(journal).init(),
-        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false)).init(),
-    }
 }
 
 async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
@@ -113,7 +84,8 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
     tracing::info!(socket = %path.display(), "serving");
-    notify(&[sd_notify::NotifyState::Ready]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
+    tokio::spawn(tell_status(engine.clone()));
     http::serve(listener, engine.clone(), stopped).await.context("the socket can't be served any more")?;
     // Also those whose callers have gone: cut in the middle, nobody would take them back.
     if tokio::time::timeout(CHANGES_END, engine.idle()).await.is_err() {
@@ -166,13 +138,42 @@ async fn follow_signals(engine: Engine, config: PathBuf, stop: watch::Sender<boo
         }
     }
     tracing::info!("stopping");
-    notify(&[sd_notify::NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("letting changes under way end")]);
     // The server ends once nobody listens to this any more, too.
     let _ = stop.send(true);
 }
 
-/// Takes a valid new config file whole; an invalid one, or one that changes `[server]`, changes nothing and is said.
+/// Tells the service manager what is going on, and that agentd is not stuck: to make up the status takes the engine's lock
+/// and a turn of the runtime.
+async fn tell_status(engine: Engine) {
+    let watchdog = sd_notify::watchdog_enabled();
+    let pause = watchdog.map_or(STATUS, |deadline| STATUS.min(deadline / 3));
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(pause).await;
+        let status = engine.status();
+        if watchdog.is_some() {
+            notify(&[NotifyState::Watchdog]);
+        }
+        if status != told {
+            notify(&[NotifyState::Status(&status)]);
+            told = status;
+        }
+    }
+}
+
+/// Takes a valid new config file whole; an invalid one, or one that changes `[server]`, changes nothing and is said. The
+/// service manager hears when it begins and when it has ended.
 fn reload(engine: &Engine, path: &Path) {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "the service manager could not be told of a reload"),
+    }
+    take_config(engine, path);
+    notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
+}
+
+fn take_config(engine: &Engine, path: &Path) {
     let now = engine.settings();
     let rejected = match settings::read(path) {
         Err(error) => error.to_string(),
@@ -201,7 +202,7 @@ fn same_server(new: &Config, now: &Config) -> bool {
     new.same_server(now)
 }
 
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager could not be told");
     }

@@ -4,6 +4,7 @@
 mod args;
 mod client;
 mod commands;
+mod complete;
 mod error;
 mod progress;
 mod render;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    complete::answer();
     let args = args::Args::parse();
     let report = commands::run(&args);
     ExitCode::from(render::print(report))

@@ -81,9 +81,15 @@ impl Engine {
             self.store().commit(Vec::new()).await.map_err(|error| unrecorded(&error))?;
         }
         let seen = self.find(&peer, &ask.target).await?;
-        if let Err(problem) = self.authorize(&peer, ask.right, &seen, &ask.target) {
-            self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
-            return Err(problem.into());
+        match self.authorize(&peer, ask.right, &seen, &ask.target) {
+            Ok(rule) => {
+                let (uid, pid, instance, verb) = (peer.who.uid, peer.who.pid, &seen.reference, ask.wish.verb());
+                tracing::info!(operation = %id, %instance, uid, pid, rule, %verb, dry_run = ask.dry_run, "asked for");
+            }
+            Err(problem) => {
+                self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
+                return Err(problem.into());
+            }
         }
 
         if ask.dry_run {

@@ -214,12 +214,18 @@ impl Engine {
 
     /// Whether a caller may do this to an instance. One that its rules don't match is `not-found` to it, by the very name
     /// that it gave: an id tells it no other.
-    fn authorize(&self, peer: &Peer, right: Right, observed: &Observed, asked: &Target) -> Result<(), Problem> {
+    fn authorize(&self, peer: &Peer, right: Right, observed: &Observed, asked: &Target) -> Result<String, Problem> {
         let reference = &observed.reference;
         let decision = self.settings().access.decide(&peer.caller, right, Some((reference.as_str(), &observed.labels)));
-        tracing::debug!(uid = peer.who.uid, instance = %reference, %right, ?decision, "access");
+        let (uid, pid) = (peer.who.uid, peer.who.pid);
+        match &decision {
+            Decision::Allowed { rule } => {
+                tracing::debug!(instance = %reference, uid, pid, rule, verb = %right, "allowed");
+            }
+            refused => tracing::warn!(instance = %reference, uid, pid, verb = %right, rule = ?refused, "not allowed"),
+        }
         match decision {
-            Decision::Allowed { .. } => Ok(()),
+            Decision::Allowed { rule } => Ok(rule),
             Decision::NoMatch => Err(not_found(asked.as_str())),
             Decision::NoRule | Decision::Lacks(_) => Err(Problem::new(
                 Code::Forbidden,

@@ -346,6 +346,34 @@ impl Engine {
         admin || (own && (gone || access.can_see(&peer.caller, reference.as_str(), &labels)))
     }
 
+    /// What is going on, in one line.
+    pub fn status(&self) -> String {
+        let settings = self.settings();
+        let mut kinds: BTreeMap<Kind, usize> = self.inner.sources.keys().map(|kind| (*kind, 0)).collect();
+        let (mut held, mut away) = (0, Vec::new());
+        {
+            let book = self.book();
+            for known in book.all() {
+                *kinds.entry(known.observed.reference.kind()).or_default() += 1;
+                held += usize::from(!known.holds.is_empty());
+            }
+            away.extend(book.unavailable().keys().map(|kind| format!("{kind}s unavailable")));
+        }
+        let mut parts: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}s")).collect();
+        parts.push(format!("{} changes under way", self.inner.under_way.borrow().len()));
+        if held > 0 {
+            parts.push(format!("{held} held"));
+        }
+        parts.extend(away);
+        if settings.config.server.read_only {
+            parts.push("read_only: changes are refused".into());
+        }
+        parts.extend(settings.notes.iter().cloned());
+        parts.extend(self.store().trouble().map(|why| format!("changes are refused: {why}")));
+        // A line of its own in what the service manager shows.
+        parts.join(", ").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    }
+
     /// Whether agentd and its backends are well, and which of the instances that the caller may see are held.
     pub async fn health(&self, peer: &Peer) -> Health {
         let looks = self.inner.sources.values().map(|source| async move {

@@ -1,15 +1,12 @@
-//! The commands that need no daemon: `check-config` and `completions`.
+//! The command that needs no daemon: `check-config`.
 
 use std::fs;
 use std::path::Path;
 
 use agentd_core::config::Config;
 use agentd_core::error::{Code, Problem};
-use clap::CommandFactory as _;
-use clap_complete::Shell;
 use serde_json::json;
 
-use crate::args::Args;
 use crate::error::Failure;
 use crate::render::text::clean;
 use crate::render::{Report, Screen};
@@ -47,11 +44,4 @@ fn read(file: &Path) -> Result<String, String> {
         return Err("is not a regular file".into());
     }
     fs::read_to_string(file).map_err(|error| error.to_string())
-}
-
-/// Writes completions.
-pub(super) fn completions(shell: Shell) -> Report {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "ctl", &mut script);
-    Report { out: String::from_utf8_lossy(&script).into_owned(), ..Report::default() }
 }

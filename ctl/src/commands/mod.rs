@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::args::{Args, Command, Format, Plan};
 use crate::client::{Change, Client, Reply, instance_path};
+use crate::complete;
 use crate::error::Failure;
 use crate::progress;
 use crate::render::{Report, Screen, outcome};
@@ -53,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Start(start) => power::start(&context, start),
         Command::ClearHold(of) => power::clear_hold(&context, &of.reference),
         Command::CheckConfig(check) => config::check(&context.screen, &check.file),
-        Command::Completions { shell } => Ok(config::completions(*shell)),
+        Command::Completions { shell } => Ok(Report { out: complete::registration(*shell), ..Report::default() }),
     };
     report.unwrap_or_else(|failure| context.screen.failure(&failure))
 }
