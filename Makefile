@@ -8,17 +8,15 @@ SHELL = /bin/bash
 
 # CARGO_TARGET_DIR is cargo's own variable: what cargo builds into, we look into.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
-# Helpers of `deb`, `rpm` and `deny`, built once, kept out of ~/.cargo. Versions are pinned: a helper that changes its mind
-# changes the package.
+# Built once, kept out of ~/.cargo.
 TOOLS = $(TARGET)/tools
-CARGO_DEB_VERSION = 3.8.0
-CARGO_GENERATE_RPM_VERSION = 0.21.1
 CARGO_DENY_VERSION = 0.20.2
 
 PREFIX = /usr
 DESTDIR =
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release check test soak bugs demo bench deny deb rpm install clean
+.PHONY: help setup build release check test soak bugs demo bench deny deb rpm stage install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +27,10 @@ setup: ## What a build needs from the distribution
 build: setup ## agentd and ctl, for development
 	cargo build -p agentd -p ctl
 
-release: setup ## agentd and ctl, as they are packaged
-	cargo build --release -p agentd -p ctl
+release: setup ## agentd and ctl, as they are packaged, with their manual pages and completions
+	cargo build --release -p agentd -p ctl -p agentd-pages
+	$(TARGET)/release/agentd-pages $(TARGET)/share
+	for shell in bash zsh fish; do $(TARGET)/release/ctl completions $$shell >$(TARGET)/share/ctl.$$shell; done
 
 check: ## Formatting, lints, unit tests: before every commit
 	packaging/setup.sh check
@@ -71,33 +71,43 @@ bench: ## ctl beside the engines' own commands, as ratios: about eight minutes o
 deny: $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## Licences, bans and sources of the dependencies
 	$(TOOLS)/bin/cargo-deny check licenses bans sources
 
-deb: release $(TOOLS)/cargo-deb-$(CARGO_DEB_VERSION) ## Debian package
-	packaging/check-symbols.sh $(TARGET)/release/agentd $(TARGET)/release/ctl
-	$(TOOLS)/bin/cargo-deb -p agentd --no-build --no-strip --locked
+# Both packages are made of what `install` puts into a folder: what is installed is said once.
+deb: stage ## Debian package
+	packaging/setup.sh deb
+	packaging/deb/build.sh $(TARGET)/stage $(VERSION) $(TARGET)/packages
 
-rpm: release $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM_VERSION) ## RPM package
+rpm: stage ## RPM package
+	packaging/setup.sh rpm
+	rpmbuild -bb --quiet --define 'version $(VERSION)' --define 'stage $(abspath $(TARGET))/stage' \
+		--define '_topdir $(abspath $(TARGET))/rpmbuild' --define '_rpmdir $(abspath $(TARGET))/packages' \
+		--define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' packaging/rpm/agentd.spec
+	@ls $(TARGET)/packages/*.rpm
+
+stage: release
 	packaging/check-symbols.sh $(TARGET)/release/agentd $(TARGET)/release/ctl
-	$(TOOLS)/bin/cargo-generate-rpm -p agentd
-	@ls $(TARGET)/generate-rpm/*.rpm
+	rm -rf $(TARGET)/stage
+	$(MAKE) --no-print-directory install DESTDIR=$(TARGET)/stage PREFIX=/usr
 
 # Builds nothing, so that `make release && sudo make install` leaves no files of root's behind. Keeps a config that is there.
+install: share = $(DESTDIR)$(PREFIX)/share
 install: ## Into DESTDIR, what `make release` has built
 	install -D -m 755 $(TARGET)/release/agentd $(DESTDIR)$(PREFIX)/sbin/agentd
 	install -D -m 755 $(TARGET)/release/ctl $(DESTDIR)$(PREFIX)/bin/ctl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/agentd.service systemd/agentd.socket
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d sysusers.d/agentd.conf
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/agentd README.md ARCHITECTURE.md CHANGELOG.md LICENSE
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d tmpfiles.d/agentd.conf
+	install -D -m 644 -t $(share)/man/man1 $(TARGET)/share/*.1
+	install -D -m 644 -t $(share)/man/man5 $(TARGET)/share/*.5
+	install -D -m 644 -t $(share)/man/man8 $(TARGET)/share/*.8
+	install -D -m 644 $(TARGET)/share/ctl.bash $(share)/bash-completion/completions/ctl
+	install -D -m 644 $(TARGET)/share/ctl.zsh $(share)/zsh/site-functions/_ctl
+	install -D -m 644 $(TARGET)/share/ctl.fish $(share)/fish/vendor_completions.d/ctl.fish
+	install -D -m 644 -t $(share)/doc/agentd README.md ARCHITECTURE.md CHANGELOG.md LICENSE
 	[ -e $(DESTDIR)/etc/agentd/agentd.toml ] || install -D -m 644 packaging/agentd.toml $(DESTDIR)/etc/agentd/agentd.toml
 
 clean: ## What cargo built
 	cargo clean
 
-# $(call tool,CRATE,VERSION): a stamp with the version, so that a new pin installs again.
-define tool
-$(TOOLS)/$(1)-$(2):
-	cargo install --locked --root $(TOOLS) --version $(2) $(1)
-	touch $$@
-endef
-$(eval $(call tool,cargo-deb,$(CARGO_DEB_VERSION)))
-$(eval $(call tool,cargo-generate-rpm,$(CARGO_GENERATE_RPM_VERSION)))
-$(eval $(call tool,cargo-deny,$(CARGO_DENY_VERSION)))
+$(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
+	cargo install --locked --root $(TOOLS) --version $(CARGO_DENY_VERSION) cargo-deny
+	touch $@

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Holds binaries to the library versions that the packages ask for: a package whose stated dependencies are older than what
-# its binary needs installs fine and then does not start. The same numbers are in agentd/Cargo.toml.
+# Tells the newest library versions that binaries need, and holds them to what the packages ask for: a package whose stated
+# dependencies are older than what its binary needs installs fine and then does not start. The same numbers are in
+# deb/control and rpm/agentd.spec.
 #
 #   packaging/check-symbols.sh BINARY…
 set -euo pipefail
@@ -13,6 +14,7 @@ for binary in "$@"; do
     needed=$(objdump -p "$binary")
     for prefix in "${!stated[@]}"; do
         newest=$({ grep -oP "\b${prefix}_\K[0-9.]+" <<<"$needed" || true; } | sort -V | tail -n 1)
+        [ -z "$newest" ] || echo "$binary: ${prefix}_$newest"
         if [ "$(printf '%s\n' "${newest:-0}" "${stated[$prefix]}" | sort -V | tail -n 1)" != "${stated[$prefix]}" ]; then
             echo "$binary needs ${prefix}_$newest, the packages ask for ${stated[$prefix]} only" >&2
             bad=1

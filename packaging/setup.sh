@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|check|test]…`.
+# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|check|deb|rpm|test]…`.
 # Says what it installs, prints nothing when all is there, and starts no service: the tests run engines of their own.
 # shellcheck disable=SC2086 # lists of packages are meant to be split
 set -eu
@@ -8,6 +8,8 @@ build="gcc libc6-dev make pkg-config libvirt-dev"
 # The demo runs on libvirt's test driver, which lives inside the client library.
 demo="libvirt0"
 check="dbus-daemon"
+deb="binutils dpkg-dev"
+rpm="binutils rpm"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
   busybox-static cpio xz-utils curl iproute2 procps util-linux"
 
@@ -17,8 +19,10 @@ for what in "${@:-build}"; do
     build) wanted="$wanted $build" ;;
     demo) wanted="$wanted $build $demo" ;;
     check) wanted="$wanted $build $demo $check" ;;
+    deb) wanted="$wanted $build $deb" ;;
+    rpm) wanted="$wanted $build $rpm" ;;
     test) wanted="$wanted $build $check $test" ;;
-    *) echo "usage: setup.sh [build|demo|check|test]..." >&2; exit 2 ;;
+    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test]..." >&2; exit 2 ;;
   esac
 done
 

@@ -34,6 +34,9 @@ pub(crate) struct Global {
     /// agentd's socket
     #[arg(long, global = true, env = "AGENTD_SOCKET", value_name = "PATH", default_value = "/run/agentd/agentd.sock")]
     pub(crate) socket: PathBuf,
+    /// The agentd of another host, by ssh: ssh://user@host; --socket is the path there
+    #[arg(long, global = true, env = "AGENTD_HOST", value_name = "ADDRESS")]
+    pub(crate) host: Option<String>,
     /// What to print: text for people, or the API's own JSON
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: Format,

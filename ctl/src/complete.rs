@@ -63,11 +63,19 @@ fn instances() -> Vec<CompletionCandidate> {
 
 fn sizes() -> Vec<CompletionCandidate> {
     let list: Option<SizeList> = ask("/v1/sizes");
-    list.map(|list| list.items).unwrap_or_default().into_iter().map(|size| CompletionCandidate::new(size.name)).collect()
+    list.map(|list| list.items)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|size| CompletionCandidate::new(size.name))
+        .collect()
 }
 
 /// Where agentd doesn't answer there is nothing to offer: an error would end up in the line that is being typed.
 fn ask<T: serde::de::DeserializeOwned>(path: &str) -> Option<T> {
+    // Another host's are not looked up: nobody waits for ssh after a <TAB>.
+    if std::env::var_os("AGENTD_HOST").is_some() || std::env::args().any(|word| word.starts_with("--host")) {
+        return None;
+    }
     let socket = std::env::var_os("AGENTD_SOCKET").unwrap_or_else(|| OsString::from("/run/agentd/agentd.sock"));
     Client::new(&PathBuf::from(socket)).get_within(path, TIME).ok()?.read().ok()
 }

@@ -63,6 +63,9 @@ struct Told {
 }
 
 impl Failure {
+    /// The code of what ctl could not reach.
+    pub(crate) const UNREACHABLE: &'static str = "unreachable";
+
     /// From a reply that isn't a success.
     pub(crate) fn from_reply(status: u16, body: &str) -> Self {
         let Ok(told) = serde_json::from_str::<Told>(body) else {
@@ -83,7 +86,12 @@ impl Failure {
 
     /// Nobody answers at the socket.
     pub(crate) fn unreachable(detail: String, hint: String) -> Self {
-        Failure::local("unreachable", UNREACHABLE_EXIT, detail, Some(hint))
+        Failure::local(Failure::UNREACHABLE, UNREACHABLE_EXIT, detail, Some(hint))
+    }
+
+    /// What was typed can't be meant.
+    pub(crate) fn usage(detail: String, hint: String) -> Self {
+        Failure::local(Code::InvalidRequest.as_str(), Code::InvalidRequest.exit(), detail, Some(hint))
     }
 
     /// A change was sent, and what became of it could not be heard.

@@ -7,6 +7,7 @@ mod commands;
 mod complete;
 mod error;
 mod progress;
+mod remote;
 mod render;
 #[cfg(test)]
 mod testing;

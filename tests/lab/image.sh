@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the host lab: a Debian 12 with systemd, libvirt, QEMU and Docker as Debian has them, as a disk that boots in QEMU.
 #
-#   image.sh FOLDER     disk.img (read only by those who boot it: each on a copy of its own), vmlinuz, initrd.img, key
+#   image.sh FOLDER     disk.img (read only by those who boot it: each on a copy of its own), vmlinuz, initrd.img, key,
+#                       host.pub
 #
 # Nothing of this machine is in it but an ssh key that is made for it. Takes about two minutes; needs root, mmdebstrap and
 # e2fsprogs. A folder that has `complete` in it is left as it is.
@@ -31,7 +32,7 @@ ssh-keygen -q -t ed25519 -N '' -C lab -f "$work/key"
 install -d -m 700 "$root/root/.ssh"
 install -m 600 "$work/key.pub" "$root/root/.ssh/authorized_keys"
 # Keys of its own, once; and nothing that works in the background while tests measure.
-chroot "$root" ssh-keygen -A >/dev/null
+ssh-keygen -A -f "$root" >/dev/null
 chroot "$root" systemctl --quiet enable systemd-networkd ssh
 chroot "$root" systemctl --quiet mask systemd-networkd-wait-online.service apt-daily.timer apt-daily-upgrade.timer \
   man-db.timer e2scrub_all.timer fstrim.timer
@@ -41,5 +42,6 @@ mkdir -p "$root/var/log/journal"
 cp "$root"/boot/vmlinuz-* "$folder/vmlinuz"
 cp "$root"/boot/initrd.img-* "$folder/initrd.img"
 cp "$work/key" "$folder/key"
+cp "$root/etc/ssh/ssh_host_ed25519_key.pub" "$folder/host.pub"
 mke2fs -q -t ext4 -d "$root" -F "$folder/disk.img" 6G
 touch "$folder/complete"

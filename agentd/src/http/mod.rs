@@ -112,11 +112,13 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
         };
         let (router, watcher) = (router.clone(), graceful.watcher());
         tokio::spawn(async move {
-            // The user database may be far away and slow: nobody else waits for it.
-            let Ok(peer) = tokio::task::spawn_blocking(move || peer::identify(credentials)).await else { return };
+            let who = peer::connected(credentials);
             let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-                request.extensions_mut().insert(peer.clone());
-                router.clone().oneshot(request.map(axum::body::Body::new))
+                let (who, router) = (who.clone(), router.clone());
+                async move {
+                    request.extensions_mut().insert(peer::identify(who).await);
+                    router.oneshot(request.map(axum::body::Body::new)).await
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -1,5 +1,5 @@
-//! Who is at the other end of a connection, as the kernel tells it. Decisions go by uid and gids; pid and command name are
-//! for the record.
+//! Who is at the other end of a connection: uid, gid and pid as the kernel tells them, the groups as the user database has
+//! them. Decisions go by uid and gids; pid and command name are for the record.
 
 use agentd_core::access::Caller;
 use agentd_core::operation::Who;
@@ -11,13 +11,24 @@ use crate::engine::Peer;
 /// The longest command name that is recorded; the kernel's own bound is 15.
 const COMMAND_BYTES: usize = 64;
 
-/// Looks a peer's supplementary groups and command up. Done once, when it connects; may block.
-pub(super) fn identify(credentials: UCred) -> Peer {
+/// Whom the kernel names, and the command of that moment: a process may be gone, and its pid another's, a request later.
+pub(super) fn connected(credentials: UCred) -> Who {
     let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid().unwrap_or(0));
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let command = command.trim_end().chars().filter(|c| !c.is_control()).take(COMMAND_BYTES).collect();
-    let caller = Caller { uid, gid, groups: supplementary(uid, gid) };
-    Peer { caller, who: Who { uid, gid, pid, command } }
+    Who { uid, gid, pid, command }
+}
+
+/// A caller with the groups that it has now. For each request: who is taken out of a group loses its rights with the next one,
+/// not when it hangs up. Root needs none.
+pub(super) async fn identify(who: Who) -> Peer {
+    let (uid, gid) = (who.uid, who.gid);
+    // The user database may be far away and slow: nobody else waits for it.
+    let groups = match uid {
+        0 => Vec::new(),
+        _ => tokio::task::spawn_blocking(move || supplementary(uid, gid)).await.unwrap_or_default(),
+    };
+    Peer { caller: Caller { uid, gid, groups }, who }
 }
 
 /// The groups that the user database gives a user now. A uid without an entry has none but its own.

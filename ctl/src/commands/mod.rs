@@ -19,6 +19,7 @@ use crate::client::{Change, Client, Reply, instance_path};
 use crate::complete;
 use crate::error::Failure;
 use crate::progress;
+use crate::remote::Tunnel;
 use crate::render::{Report, Screen, outcome};
 
 /// The exit code of what was accepted and has not come about.
@@ -36,11 +37,13 @@ struct Context {
 /// Runs the command that was typed.
 pub(crate) fn run(args: &Args) -> Report {
     let screen = Screen::new(args.global.output == Format::Json, args.global.quiet);
-    let context = Context {
-        client: Client::new(&args.global.socket),
-        screen,
-        watched: !screen.quiet && screen.err_width.is_some(),
+    let tunnel = match args.global.host.as_deref().map(|host| tunnel(host, args)).transpose() {
+        Ok(tunnel) => tunnel,
+        Err(failure) => return screen.failure(&failure),
     };
+    let socket = tunnel.as_ref().map_or_else(|| args.global.socket.clone(), Tunnel::socket);
+    let context =
+        Context { client: Client::new(&socket), screen, watched: !screen.quiet && screen.err_width.is_some() };
     let report = match &args.command {
         Command::List(list) => read::list(&context, list),
         Command::Show(of) => read::show(&context, &of.reference),
@@ -57,6 +60,15 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Completions { shell } => Ok(Report { out: complete::registration(*shell), ..Report::default() }),
     };
     report.unwrap_or_else(|failure| context.screen.failure(&failure))
+}
+
+/// What the command needs of another host.
+fn tunnel(host: &str, args: &Args) -> Result<Tunnel, Failure> {
+    if matches!(args.command, Command::CheckConfig(_) | Command::Completions { .. }) {
+        let detail = "this command asks no agentd, here or there".to_owned();
+        return Err(Failure::usage(detail, "leave out --host, and AGENTD_HOST".into()));
+    }
+    Tunnel::open(host, &args.global.socket)
 }
 
 impl Context {

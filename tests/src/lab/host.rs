@@ -119,7 +119,8 @@ impl Host {
         let mut ssh = self.command("ssh");
         ssh.args(["-p", &self.port.to_string(), "root@127.0.0.1", "--"]);
         // A login of its own each time, so that groups are those of now.
-        let line = if user == "root" { line.to_owned() } else { format!("runuser -u {user} -- sh -c {}", quoted(line)) };
+        let line =
+            if user == "root" { line.to_owned() } else { format!("runuser -u {user} -- sh -c {}", quoted(line)) };
         ssh.arg(line).output().context("ssh can't be run")
     }
 
@@ -177,7 +178,8 @@ fn image() -> Result<PathBuf> {
         Some(folder) => PathBuf::from(folder),
         None => {
             let exe = std::env::current_exe()?;
-            let target = exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).context("a target folder")?;
+            let target =
+                exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).context("a target folder")?;
             target.join("host-images")
         }
     };
