@@ -522,7 +522,7 @@ impl<'a> Executor<'a> {
             if step.is_marked()
                 && let Err(error) = self.mark().await
             {
-                tracing::error!(operation = self.operation.id, %error, "an undo could not be recorded");
+                tracing::error!(operation = self.operation.id, "an undo could not be recorded: {error}");
             }
         }
         if stands_unseen {

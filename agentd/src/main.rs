@@ -44,6 +44,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = settings::read(&args.config)?;
     if args.check {
+        for note in settings::resolve(config)?.notes {
+            eprintln!("warning: {note}");
+        }
         println!("{}: no faults", args.config.display());
         return Ok(());
     }
@@ -83,7 +86,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
 
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
-    tracing::info!(socket = %path.display(), "serving");
+    tracing::info!("agentd {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
     tokio::spawn(tell_status(engine.clone()));
     http::serve(listener, engine.clone(), stopped).await.context("the socket can't be served any more")?;
@@ -184,14 +187,14 @@ fn take_config(engine: &Engine, path: &Path) {
         }
         Ok(config) => match settings::resolve(config) {
             Ok(settings) => {
-                tracing::info!(config = %path.display(), "config reloaded");
+                tracing::info!("{} is in force", path.display());
                 engine.set_settings(settings);
                 return;
             }
             Err(error) => error.to_string(),
         },
     };
-    tracing::error!(config = %path.display(), "the config file was not reloaded: {rejected}");
+    tracing::error!("{} was not taken, and what was in force stays: {rejected}", path.display());
     engine.note(rejected);
 }
 

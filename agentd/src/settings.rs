@@ -58,9 +58,10 @@ pub fn read(path: &Path) -> Result<Config, SettingsError> {
 
 /// Makes what is in force of a config.
 pub fn resolve(config: Config) -> Result<Settings, SettingsError> {
-    let mut notes = Vec::new();
+    let mut notes = config.warnings();
     let access = resolve_access(&config, &mut notes);
     let host = measure(&config)?;
+    notes.extend(nothing_left(&config, host));
     Ok(Settings { config, access, host, notes })
 }
 
@@ -87,6 +88,21 @@ fn resolve_access(config: &Config, notes: &mut Vec<String>) -> AccessTable {
         }
     }
     AccessTable::new(rules, geteuid().as_raw())
+}
+
+/// Reserves that leave nothing to promise: of a host that is measured only the host can tell.
+fn nothing_left(config: &Config, host: HostCapacity) -> Vec<String> {
+    let capacity = &config.capacity;
+    let mut notes = Vec::new();
+    if capacity.reserved_cpus >= host.cpus {
+        let (reserved, all) = (capacity.reserved_cpus, host.cpus);
+        notes.push(format!("[capacity] reserved_cpus keeps {reserved} of {all} CPUs back: no instance may grow"));
+    }
+    if capacity.reserved_memory >= host.memory {
+        let (reserved, all) = (capacity.reserved_memory, host.memory);
+        notes.push(format!("[capacity] reserved_memory keeps {reserved} of {all} back: no instance may grow"));
+    }
+    notes
 }
 
 /// What the host has: the config's word, else the kernel's.
@@ -122,6 +138,19 @@ fn total_memory(meminfo: &str) -> Option<ByteCount> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reserves_that_leave_nothing_and_principals_that_are_nobody_are_told() {
+        let notes = |text: &str| resolve(Config::parse("a.toml", text).unwrap()).unwrap().notes;
+        let told = notes(
+            "[docker]\n[capacity]\nreserved_cpus = 100000\nreserved_memory = \"1000000GiB\"\n\
+             [[access]]\nuser = \"nobody-of-that-name\"\nallow = [\"read\"]\nmatch = \"*\"\n",
+        );
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[1].contains("reserved_cpus keeps 100000 of"), "{told:?}");
+        assert_eq!(notes("[docker]\n[capacity]\nreserved_memory = \"1MiB\"\n"), Vec::<String>::new());
+        assert_eq!(notes("[capacity]\nreserved_memory = \"1MiB\"\n").len(), 1, "no engine");
+    }
 
     #[test]
     fn cpu_lists_are_counted() {

@@ -179,6 +179,18 @@ pub enum Decision {
     Lacks(Right),
 }
 
+impl fmt::Display for Decision {
+    /// For the record: the answer and why.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allowed { rule } => write!(f, "allowed by {rule}"),
+            Self::NoRule => f.write_str("not allowed: no access rule names the caller"),
+            Self::NoMatch => f.write_str("not allowed: no access rule of the caller matches"),
+            Self::Lacks(right) => write!(f, "not allowed: no access rule of the caller that matches gives `{right}`"),
+        }
+    }
+}
+
 impl Decision {
     /// Whether the answer is yes.
     #[must_use]

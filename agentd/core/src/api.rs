@@ -2,6 +2,7 @@
 //! `"none"` is no limit, null is unknown or not applicable. Knows nothing of HTTP.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -435,6 +436,22 @@ pub enum Move {
     CpuLimit(MoveOf<Cpus>),
     /// Memory.
     Memory(MoveOf<ByteCount>),
+}
+
+impl fmt::Display for Move {
+    /// `cpus 2 → 4`, `saved memory 4 GiB → 8 GiB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn told<T: Copy + fmt::Display>(f: &mut fmt::Formatter<'_>, name: &str, of: &MoveOf<T>) -> fmt::Result {
+            let value = |value: Option<Limit<T>>| value.map_or_else(|| "unknown".to_owned(), |value| value.to_string());
+            let side = if of.saved { "saved " } else { "" };
+            write!(f, "{side}{name} {} → {}", value(of.before), value(of.after))
+        }
+        match self {
+            Move::Cpus(of) => told(f, "cpus", of),
+            Move::CpuLimit(of) => told(f, "cpu_limit", of),
+            Move::Memory(of) => told(f, "memory", of),
+        }
+    }
 }
 
 /// One entry of the history, which only grows.

@@ -9,6 +9,8 @@
 //!               refused (never ran)
 //! ```
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Problem};
@@ -112,6 +114,12 @@ pub struct Who {
     pub pid: i32,
     /// The process's name; for the record only.
     pub command: String,
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {} ({})", self.uid, self.command)
+    }
 }
 
 /// The command on record of what agentd does by itself: to put drift back. Longer than the kernel lets a process's name be.

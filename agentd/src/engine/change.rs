@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agentd_core::access::Right;
 use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, ResizeRequest};
+use agentd_core::drift::made;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
@@ -83,8 +84,12 @@ impl Engine {
         let seen = self.find(&peer, &ask.target).await?;
         match self.authorize(&peer, ask.right, &seen, &ask.target) {
             Ok(rule) => {
-                let (uid, pid, instance, verb) = (peer.who.uid, peer.who.pid, &seen.reference, ask.wish.verb());
-                tracing::info!(operation = %id, %instance, uid, pid, rule, %verb, dry_run = ask.dry_run, "asked for");
+                let (who, instance, verb) = (&peer.who, &seen.reference, ask.wish.verb());
+                let dry = if ask.dry_run { "dry run of a " } else { "" };
+                tracing::info!(
+                    operation = %id, %instance, uid = who.uid, pid = who.pid, rule, %verb,
+                    "{dry}{verb} of {instance} asked for by {who}, allowed by {rule}"
+                );
             }
             Err(problem) => {
                 self.record_refusal(&id, &peer, &ask, &seen, &problem, None).await;
@@ -198,7 +203,7 @@ impl Engine {
 
     /// Puts the end of an operation on record, and tells what its caller is told.
     pub(super) async fn end(&self, operation: &Operation, ended: Ended, observed: Option<&Observed>) -> Reply {
-        self.log(operation);
+        self.log(operation, observed);
         let view = self.view(operation, observed);
         let reply = match ended.problem {
             Some(problem) => Err(Failure { problem, operation: Some(Box::new(view)) }),
@@ -350,7 +355,7 @@ impl Engine {
         let plan = Plan::empty(observed.reference.clone(), Identity::of(observed), ask.wish.verb());
         let mut operation = Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms());
         operation.fail(Outcome::Refused, problem);
-        self.log(&operation);
+        self.log(&operation, None);
         let reply = Box::new(Err(problem.clone().into()));
         let told = told(&operation, None);
         let mut entries = vec![Entry::Operation(Box::new(operation), Some(reply)), told];
@@ -361,19 +366,28 @@ impl Engine {
             entries.extend(key.map(Entry::Key));
         }
         if let Err(error) = self.store().commit_and_keep(entries).await {
-            tracing::error!(operation = id, %error, "a refusal could not be recorded yet");
+            tracing::error!(operation = id, "a refusal could not be recorded yet: {error}");
         }
     }
 
-    fn log(&self, operation: &Operation) {
-        let (uid, pid) = (operation.who.uid, operation.who.pid);
+    fn log(&self, operation: &Operation, observed: Option<&Observed>) {
+        let (who, verb) = (&operation.who, operation.verb);
+        let (uid, pid) = (who.uid, who.pid);
         let (id, instance, outcome) = (&operation.id, &operation.reference, operation.outcome.as_str());
         match &operation.problem {
             None => {
-                tracing::info!(operation = %id, %instance, uid, pid, outcome, verb = %operation.verb, "change ended")
+                let moved: Vec<String> = made(operation, observed).iter().map(ToString::to_string).collect();
+                let moved = if moved.is_empty() { moved.concat() } else { format!(": {}", moved.join(", ")) };
+                tracing::info!(
+                    operation = %id, %instance, uid, pid, outcome, %verb,
+                    "{verb} of {instance} by {who}: {outcome}{moved}"
+                )
             }
             Some((code, detail)) => {
-                tracing::warn!(operation = %id, %instance, uid, pid, outcome, %code, verb = %operation.verb, "{detail}");
+                tracing::warn!(
+                    operation = %id, %instance, uid, pid, outcome, %code, %verb,
+                    "{verb} of {instance} by {who}: {outcome}, {code}: {detail}"
+                );
             }
         }
     }

@@ -207,7 +207,8 @@ impl Engine {
         if self.settings().access.knows(&peer.caller) {
             return Ok(());
         }
-        tracing::warn!(uid = peer.who.uid, pid = peer.who.pid, "refused: no access rule names this caller");
+        let who = &peer.who;
+        tracing::warn!(uid = who.uid, pid = who.pid, "{who} is {}", Decision::NoRule);
         Err(Problem::new(Code::Forbidden, format!("no rule lets uid {} in", peer.who.uid))
             .hint("an [[access]] rule of the config file must name your user or a group of yours"))
     }
@@ -217,12 +218,11 @@ impl Engine {
     fn authorize(&self, peer: &Peer, right: Right, observed: &Observed, asked: &Target) -> Result<String, Problem> {
         let reference = &observed.reference;
         let decision = self.settings().access.decide(&peer.caller, right, Some((reference.as_str(), &observed.labels)));
-        let (uid, pid) = (peer.who.uid, peer.who.pid);
-        match &decision {
-            Decision::Allowed { rule } => {
-                tracing::debug!(instance = %reference, uid, pid, rule, verb = %right, "allowed");
-            }
-            refused => tracing::warn!(instance = %reference, uid, pid, verb = %right, rule = ?refused, "not allowed"),
+        let (who, uid, pid) = (&peer.who, peer.who.uid, peer.who.pid);
+        if let Decision::Allowed { rule } = &decision {
+            tracing::debug!(instance = %reference, uid, pid, rule, %right, "{right} of {reference} by {who}: {decision}");
+        } else {
+            tracing::warn!(instance = %reference, uid, pid, %right, "{right} of {reference} by {who}: {decision}");
         }
         match decision {
             Decision::Allowed { rule } => Ok(rule),
@@ -332,7 +332,7 @@ impl Engine {
                 self.drifted(drift);
             }
             Err(error) => {
-                tracing::warn!(%kind, %error, "a backend can't be listed");
+                tracing::warn!("{kind}s can't be listed: {error}");
                 self.book().record_unavailable(kind, error.to_string());
             }
         }

@@ -127,7 +127,7 @@ impl Engine {
             book.lift(instance, HoldKind::NeedsAttention);
             book.entry(instance)
         };
-        tracing::info!(%instance, uid, "hold cleared");
+        tracing::info!(%instance, uid, "the hold of {instance} was cleared by uid {uid}");
         // Once more: a look that was recorded meanwhile still had it.
         self.store().commit_and_keep(lifted.into_iter().collect()).await.map_err(|error| unrecorded(&error))
     }

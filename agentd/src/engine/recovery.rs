@@ -51,7 +51,7 @@ impl Engine {
             for Recorded { operation, reply, .. } in loaded.unfinished {
                 if self.backend(operation.reference.kind()).is_err() {
                     let (id, instance) = (&operation.id, &operation.reference);
-                    tracing::warn!(operation = id, %instance, "its kind is switched off: it stays as it was cut off");
+                    tracing::warn!(operation = id, %instance, "{instance}: its kind is switched off, a change stays as it was cut off");
                     continue;
                 }
                 let reason = format!("agentd was ended in the middle of a {} of it", operation.verb);
@@ -76,7 +76,8 @@ impl Engine {
             self.inner.keys.restore(key, submitted);
         }
         for operations in unfinished.into_values() {
-            tracing::warn!(instance = %operations[0].reference, count = operations.len(), "changes that were cut off");
+            let (instance, count) = (&operations[0].reference, operations.len());
+            tracing::warn!(%instance, count, "{instance}: agentd was ended in the middle of {count} change(s); settling them");
             let replies = operations.iter().map(|operation| replies.remove(&operation.id)).collect();
             self.recover_in_order(operations, replies);
         }

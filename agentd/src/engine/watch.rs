@@ -77,7 +77,7 @@ impl Engine {
     pub async fn end_record(&self) {
         let unrecorded = self.book().take_unrecorded();
         if let Err(error) = self.store().commit(unrecorded).await {
-            tracing::error!(%error, "the last of what was seen could not be recorded");
+            tracing::error!("the last of what was seen could not be recorded: {error}");
         }
     }
 
@@ -150,7 +150,9 @@ impl Engine {
         for drift in drift {
             let (reference, moves) = (&drift.observed.reference, &drift.moves);
             let repair = self.settings().config.rules_for(reference.as_str(), &drift.observed.labels).repair_drift;
-            tracing::warn!(instance = %reference, ?moves, repair, "changed behind agentd's back");
+            let words: Vec<String> = moves.iter().map(ToString::to_string).collect();
+            let words = words.join(", ");
+            tracing::warn!(instance = %reference, repair, "{reference} was changed behind agentd's back: {words}");
             let Drift { observed, version, moves } = drift;
             let unrecorded = self.book().take_unrecorded();
             self.store().write_later(unrecorded);
@@ -195,7 +197,7 @@ impl Engine {
             // Drift may have been found a moment ago, and be on its way here.
             sleep(AT_REST).await;
             if !engine.put_back_with_next(&instance, &left) {
-                tracing::warn!(%instance, "drift was not put back: it was changed on purpose meanwhile");
+                tracing::warn!(%instance, "drift of {instance} was not put back: it was changed on purpose meanwhile");
             }
         });
     }
@@ -234,7 +236,7 @@ impl Engine {
             let submitted = match self.submit(peer.clone(), ask, None) {
                 Ok(submitted) => submitted,
                 Err(problem) => {
-                    tracing::warn!(instance = %reference, %problem, "drift was not put back");
+                    tracing::warn!(instance = %reference, "drift of {reference} was not put back: {problem}");
                     return none();
                 }
             };
@@ -243,7 +245,7 @@ impl Engine {
                 Ok(view) => match view.instance {
                     Some(instance) => if_version = Some(instance.version),
                     None => {
-                        tracing::warn!(instance = %reference, "it is gone, and drift with it");
+                        tracing::warn!(instance = %reference, "{reference} is gone, and its drift with it");
                         return none();
                     }
                 },
@@ -253,7 +255,8 @@ impl Engine {
                     return moves.iter().filter(left).cloned().collect();
                 }
                 Err(failure) => {
-                    tracing::warn!(instance = %reference, problem = %failure.problem, "drift was not put back");
+                    let problem = &failure.problem;
+                    tracing::warn!(instance = %reference, "drift of {reference} was not put back: {problem}");
                     return none();
                 }
             }

@@ -87,7 +87,7 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors, most likely: let some come back before trying again.
-                    tracing::error!(%error, "a connection could not be accepted");
+                    tracing::error!("a connection could not be accepted: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -97,7 +97,7 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
         let credentials = match stream.peer_cred() {
             Ok(credentials) => credentials,
             Err(error) => {
-                tracing::warn!(%error, "a connection without peer credentials was closed");
+                tracing::warn!("a connection without peer credentials was closed: {error}");
                 continue;
             }
         };

@@ -38,7 +38,7 @@ fn supplementary(uid: u32, gid: u32) -> Vec<u32> {
     match getgrouplist(&name, Gid::from_raw(gid)) {
         Ok(groups) => groups.into_iter().map(Gid::as_raw).collect(),
         Err(error) => {
-            tracing::warn!(uid, %error, "the groups of a caller can't be looked up");
+            tracing::warn!(uid, "the groups of uid {uid} can't be looked up, so it has none: {error}");
             Vec::new()
         }
     }

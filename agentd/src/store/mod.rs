@@ -46,7 +46,10 @@ pub enum StoreError {
     #[error("{0} is in use by another agentd; stop it first, or use another --state-dir")]
     InUse(String),
     /// What is there can't be taken for the record.
-    #[error("the record can't be read: {0}")]
+    #[error(
+        "the record can't be read: {0}; put back the file that was there, or move it away to begin anew, without holds, keys \
+         and history"
+    )]
     Unreadable(String),
     /// The disk doesn't take it.
     #[error("the record can't be written: {0}")]
@@ -168,7 +171,7 @@ impl Store {
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&receive))
-            .map_or_else(|error| tracing::error!(%error, "the record's thread can't be started"), drop);
+            .map_or_else(|error| tracing::error!("the record's thread can't be started: {error}"), drop);
         Store::with(location, Access::Thread(Mutex::new(send)), trouble, live)
     }
 
@@ -449,7 +452,7 @@ impl Writer {
             if let Some(db) = &mut self.db
                 && let Err(error) = db.prune(history_before_ms, keys_before_ms)
             {
-                tracing::warn!(%error, "what is too old could not be removed from the record");
+                tracing::warn!("what is too old could not be removed from the record: {error}");
             }
         }
     }
@@ -544,7 +547,7 @@ fn shorten(backlog: &mut Vec<Entry>, most: usize) {
         !goes
     });
     if dropped > over {
-        tracing::error!(count = dropped - over, "drift that no disk took for too long is left out of the history");
+        tracing::error!("drift that no disk took for too long is left out of the history, {} entries", dropped - over);
     }
 }
 

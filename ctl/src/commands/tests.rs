@@ -2,6 +2,7 @@
 
 use agentd_core::api::{Apply, ResizeRequest, Restart};
 use clap::Parser as _;
+use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::args::Resize;
@@ -94,7 +95,7 @@ fn a_config_file_is_checked_without_a_daemon() {
         std::fs::write(&file, text).unwrap();
         run(&args(&format!("ctl check-config {}", file.display())))
     };
-    let good = check("[capacity]\nreserved_cpus = 2\n");
+    let good = check("[docker]\n[capacity]\nreserved_cpus = 2\n");
     assert_eq!((good.exit, good.out), (0, format!("{}: ok\n", file.display())));
     let bad = check("[capacity]\nreserved_cpu = 2\nreserved_memory = \"1GB\"\n");
     assert_eq!((bad.exit, bad.out.as_str()), (2, ""));
@@ -104,6 +105,12 @@ fn a_config_file_is_checked_without_a_daemon() {
     let directory = run(&args(&format!("ctl check-config {}", directory.path().display())));
     assert!(directory.exit == 2 && directory.err.contains("is not a regular file"), "{directory:?}");
     assert_eq!(run(&args("ctl check-config /nowhere/agentd.toml")).exit, 2);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let warned = check("");
+    assert_eq!(warned.exit, 0);
+    assert!(warned.err.contains("neither [libvirt] nor [docker]"), "{}", warned.err);
+    // The second where the tests are not run by root.
+    assert!(warned.err.contains("mode 0666") || warned.err.contains("belongs to uid"), "{}", warned.err);
 }
 
 #[test]

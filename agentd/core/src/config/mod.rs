@@ -344,6 +344,16 @@ impl Config {
         sections::parse(file_name, text)
     }
 
+    /// What is valid and yet hardly meant, in words for an operator.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        if self.libvirt.is_none() && self.docker.is_none() {
+            vec!["there is neither [libvirt] nor [docker], so there is nothing that agentd could change".into()]
+        } else {
+            Vec::new()
+        }
+    }
+
     /// Whether two configs have the same `[server]`, which a running daemon cannot change.
     #[must_use]
     pub fn same_server(&self, other: &Self) -> bool {
