@@ -206,15 +206,17 @@ impl Client {
 
     fn unreachable(&self, ConnectFailed(error): &ConnectFailed) -> Failure {
         use std::io::ErrorKind;
+        let detail = format!("can't connect to {}: {error}", self.socket.display());
         let hint = match error.kind() {
-            ErrorKind::PermissionDenied => match socket::group_of(&self.socket) {
-                Some(group) => format!("the socket is open to root and to group {group}; see who you are: id"),
-                None => "the socket is open to root and to its group, agentd as a rule; see who you are: id".into(),
-            },
+            ErrorKind::PermissionDenied => {
+                let group = socket::group_of(&self.socket).unwrap_or_else(|| "agentd, as a rule".into());
+                let hint = format!("the socket is open to root and to its group, {group}; see who you are: id");
+                return Failure::not_permitted(detail, hint);
+            }
             ErrorKind::TimedOut | ErrorKind::WouldBlock => "it takes no connections; systemctl status agentd".into(),
             _ => "is agentd running? systemctl status agentd".into(),
         };
-        Failure::unreachable(format!("can't connect to {}: {error}", self.socket.display()), hint)
+        Failure::unreachable(detail, hint)
     }
 }
 

@@ -89,6 +89,11 @@ impl Failure {
         Failure::local(Failure::UNREACHABLE, UNREACHABLE_EXIT, detail, Some(hint))
     }
 
+    /// The socket itself is not for this user. Trying again won't help, so it is not `unreachable`.
+    pub(crate) fn not_permitted(detail: String, hint: String) -> Self {
+        Failure::local(Code::Forbidden.as_str(), Code::Forbidden.exit(), detail, Some(hint))
+    }
+
     /// What was typed can't be meant.
     pub(crate) fn usage(detail: String, hint: String) -> Self {
         Failure::local(Code::InvalidRequest.as_str(), Code::InvalidRequest.exit(), detail, Some(hint))

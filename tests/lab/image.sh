@@ -16,7 +16,7 @@ trap 'rm -rf --one-file-system "$work"' EXIT
 # What a host has; then what the tests look at it with.
 packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,openssh-server,linux-image-cloud-amd64,initramfs-tools
 packages+=,libvirt-daemon-system,libvirt-daemon-driver-qemu,libvirt-clients,qemu-system-x86,docker.io,apparmor
-packages+=,bash-completion,man-db,tmux,procps,curl,busybox-static
+packages+=,bash-completion,man-db,tmux,procps,curl,busybox-static,rpm
 mmdebstrap --quiet --variant=minbase --include="$packages" bookworm "$work/host.tar"
 mkdir "$work/root"
 tar -xf "$work/host.tar" -C "$work/root" --exclude='./dev/*'

@@ -1,39 +1,515 @@
 //! Installed as an administrator would, on a whole host of its own: the package, the units, users and groups, the journal, a
-//! reboot, an upgrade, a removal.
+//! reboot, an upgrade, a removal. All of it is done over ssh, and with nothing but the packages.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
-use agentd_tests::lab::{Host, wait_until};
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use agentd_tests::lab::{Domain, GuestImage, Host, wait_until};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long anything may take there: two emulated processors do it all.
+const LIMIT: Duration = Duration::from_secs(180);
+/// Who asks in these tests, and the groups that they are in.
+const USERS: [(&str, &str); 6] = [
+    ("member", "agentd,ops"),
+    ("matched", "agentd"),
+    ("labelled", "agentd"),
+    ("idle", "agentd"),
+    ("leaver", "agentd,ops"),
+    ("stranger", ""),
+];
+/// The config's end in place of the packaged one's.
+const ACCESS: &str = r#"
+[[access]]
+group = "ops"
+allow = ["read", "resize", "power"]
+match = "*"
+[[access]]
+user = "matched"
+allow = ["read", "resize"]
+match = "container/db*"
+[[access]]
+user = "labelled"
+allow = ["read"]
+match = "label:tier=test"
+"#;
 
-/// The package that `make deb` has built.
-fn package() -> Result<PathBuf> {
+/// A package that was built: `make deb`, `make rpm`.
+fn package(extension: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let target = exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).context("a target folder")?;
-    let built = std::fs::read_dir(target.join("debian")).context("no package: run `make deb`")?;
-    let mut built: Vec<PathBuf> = built.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    built.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    built.sort();
-    built.pop().context("no package: run `make deb`")
+    let built = fs::read_dir(target.join("packages")).context("no packages: run `make deb rpm`")?;
+    let mut built = built.filter_map(|entry| Some(entry.ok()?.path()));
+    let found = built.find(|path| path.extension().is_some_and(|found| found == extension));
+    found.with_context(|| format!("no .{extension}: run `make deb rpm`"))
+}
+
+/// A host with the package on it, and nothing else done.
+fn installed() -> Result<Host> {
+    let host = Host::boot()?;
+    host.put(&package("deb")?, "/root/agentd.deb")?;
+    host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?;
+    up(&host)?;
+    Ok(host)
+}
+
+/// Waits until agentd and both engines are well.
+fn up(host: &Host) -> Result<()> {
+    wait_until("agentd and both engines to be well", LIMIT, || {
+        Ok((exit(host, "root", "ctl health -q")? == 0).then_some(()))
+    })
+    .with_context(|| {
+        host.try_ssh("root", "ctl health; journalctl -u agentd --no-pager -n 20").map(printed).unwrap_or_default()
+    })
+}
+
+/// Puts a real VM and real containers on the host: `vm/web`, and `db` and `cache`, the second with a label.
+fn populate(host: &Host) -> Result<()> {
+    let image = GuestImage::get()?;
+    let there = GuestImage {
+        kernel: "/var/lib/libvirt/images/vmlinuz".into(),
+        initrd: "/var/lib/libvirt/images/initrd".into(),
+    };
+    host.put(&image.kernel, &there.kernel.to_string_lossy())?;
+    host.put(&image.initrd, &there.initrd.to_string_lossy())?;
+    let xml = tempfile::NamedTempFile::new()?;
+    fs::write(xml.path(), Domain::new("web").vcpus(1, 4).memory(256, 256).xml(&there))?;
+    host.put(xml.path(), "/root/web.xml")?;
+    host.ssh("root", "virsh -q define web.xml && virsh -q start web")?;
+    host.ssh(
+        "root",
+        "mkdir -p /tmp/busybox/bin && cp /bin/busybox /tmp/busybox/bin && ln -s busybox /tmp/busybox/bin/sleep && \
+         tar -C /tmp/busybox -c . | docker import - lab",
+    )?;
+    for (name, more) in [("db", ""), ("cache", "--label tier=test")] {
+        let limits = "--cpu-period 100000 --cpu-quota 50000 -m 64m --memory-swap 64m";
+        host.ssh("root", &format!("docker run -d --name {name} {limits} {more} lab /bin/sleep 1000000"))?;
+    }
+    wait_until("the guest to be up", LIMIT * 2, || {
+        Ok(host.ssh("root", "tail -n 1 /var/log/libvirt/qemu/web-console.log")?.contains("STAT").then_some(()))
+    })
+}
+
+/// More of everything than an emulated host of two processors has.
+fn roomy(host: &Host) -> Result<()> {
+    let sed = r#"sed -i '/^\[capacity\]/a cpus = 16\nmemory = "16GiB"' /etc/agentd/agentd.toml"#;
+    host.ssh("root", &format!("{sed} && ctl check-config && systemctl reload agentd")).map(drop)
+}
+
+fn printed(output: std::process::Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The exit code of a line of shell.
+fn exit(host: &Host, user: &str, line: &str) -> Result<i32> {
+    host.try_ssh(user, line)?.status.code().context("an exit code")
+}
+
+/// What a command of ctl says with `-o json`, whatever its exit code.
+fn ctl(host: &Host, line: &str) -> Result<Value> {
+    let output = host.try_ssh("root", &format!("ctl {line} -o json"))?;
+    serde_json::from_slice(&output.stdout).with_context(|| printed(output))
+}
+
+/// The cgroup's limit of one container.
+fn cpu_max(host: &Host, name: &str) -> Result<String> {
+    let id = host.ssh("root", &format!("docker inspect -f '{{{{.Id}}}}' {name}"))?;
+    host.ssh("root", &format!("cat /sys/fs/cgroup/system.slice/docker-{id}.scope/cpu.max"))
 }
 
 #[test]
-fn the_package_alone_makes_a_service_that_a_group_can_use() -> Result<()> {
-    let host = Host::boot()?;
-    host.put(&package()?, "/root/agentd.deb")?;
-    println!("{}", host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?);
-    wait_until("the service to be up", LIMIT, || {
-        Ok((host.ssh("root", "systemctl is-active agentd")? == "active").then_some(()))
-    })?;
-    let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -1")?;
+fn the_package_alone_makes_a_hardened_service_that_a_group_can_use() -> Result<()> {
+    let host = installed()?;
+    let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -n 1")?;
     let level = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).context("a level")?;
     ensure!(level <= 1.3, "{exposure}");
-    println!("{exposure}\n{}", host.ssh("root", "systemctl status --no-pager agentd")?);
-    let health: Value = serde_json::from_str(&host.ssh("root", "ctl health -o json")?)?;
+    populate(&host)?;
+    roomy(&host)?;
+    let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;
+    println!("{exposure}\n{status}");
+    ensure!(status.contains("1 vms, 2 containers, 0 changes under way"), "{status}");
+    who_may_do_what(&host).context("rights")?;
+    the_whole_job(&host).context("the whole job of the hardened unit")?;
+    the_config_lives(&host).context("the config's life")?;
+    what_a_shell_finds(&host).context("manual pages and completions")?;
+    from_another_machine(&host).context("ctl --host")?;
+    nested_kvm(&host)
+}
+
+fn who_may_do_what(host: &Host) -> Result<()> {
+    host.ssh("root", "groupadd ops")?;
+    for (user, groups) in USERS {
+        host.ssh("root", &format!("useradd -m -s /bin/bash {user} && usermod -aG '{groups}' {user}"))?;
+    }
+    let edit = "sed -i '/^\\[\\[access\\]\\]/,$d' /etc/agentd/agentd.toml && cat >>/etc/agentd/agentd.toml";
+    host.ssh("root", &format!("{edit} <<'END'\n{ACCESS}\nEND\nsystemctl reload agentd"))?;
+    let both = "resize container/cache --cpus 0.6 --dry-run";
+    for (user, line, code) in [
+        ("root", "list", 0),
+        ("root", both, 0),
+        ("root", "history", 0),
+        ("root", "clear-hold container/db", 10),
+        ("member", "show vm/web", 0),
+        ("member", both, 0),
+        ("member", "stop container/cache --dry-run", 0),
+        ("member", "clear-hold container/db", 5),
+        ("matched", "show container/db", 0),
+        ("matched", "resize container/db --cpus 0.6 --dry-run", 0),
+        ("matched", "stop container/db --dry-run", 5),
+        ("matched", "show vm/web", 6),
+        ("matched", both, 6),
+        ("labelled", "show container/cache", 0),
+        ("labelled", both, 5),
+        ("labelled", "show container/db", 6),
+        ("idle", "list", 5),
+        ("idle", "show container/db", 5),
+        ("stranger", "list", 5),
+    ] {
+        let output = host.try_ssh(user, &format!("ctl {line}"))?;
+        ensure!(output.status.code() == Some(code), "{user}: ctl {line}: not {code}: {}", printed(output));
+    }
+    for (user, sees) in [("root", 3), ("member", 3), ("matched", 1), ("labelled", 1)] {
+        let list: Value = serde_json::from_str(&host.ssh(user, "ctl list -o json")?)?;
+        assert_eq!(list["items"].as_array().map(Vec::len), Some(sees), "{user}: {list}");
+    }
+    // On one connection, three seconds apart; out of the group in between.
+    let asks = "curl -sv --rate 20/m --unix-socket /run/agentd/agentd.sock -o /dev/null -w '%{http_code} %{num_connects}\\n' \
+                http://agentd/v1/instances -o /dev/null http://agentd/v1/instances 2>/tmp/curl & \
+                sleep 1; gpasswd -d leaver ops >/dev/null; wait; cat /tmp/curl >&2";
+    let asks = asks.replacen("curl", "runuser -u leaver -- curl", 1);
+    assert_eq!(host.ssh("root", &asks)?, "200 1\n403 0");
+
+    // Who asked, what, by which rule, and how it ended.
+    host.ssh("member", "ctl resize container/cache --cpus 0.7")?;
+    let told = host.ssh(
+        "root",
+        "journalctl -u agentd -o json --no-pager AGENTD_INSTANCE=container/cache AGENTD_VERB=resize -n 2",
+    )?;
+    let told: Vec<Value> = told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let uid = host.ssh("member", "id -u")?;
+    assert_eq!((&told[0]["AGENTD_UID"], &told[1]["AGENTD_UID"]), (&json!(uid), &json!(uid)), "{told:?}");
+    ensure!(told[0]["AGENTD_RULE"].as_str().is_some_and(|rule| rule.contains("ops")), "{told:?}");
+    assert_eq!(told[0]["AGENTD_OPERATION"], told[1]["AGENTD_OPERATION"]);
+    assert_eq!((&told[1]["AGENTD_OUTCOME"], &told[1]["PRIORITY"]), (&json!("changed"), &json!("6")), "{told:?}");
+    ensure!(told[1]["MESSAGE"].as_str().is_some_and(|text| text.contains("cpus 0.5 → 0.7")), "{told:?}");
+    let refused = host.ssh("root", "journalctl -u agentd -p warning -o cat --no-pager")?;
+    ensure!(refused.contains("power of container/db by uid") && refused.contains("not allowed"), "{refused}");
+    Ok(())
+}
+
+fn the_whole_job(host: &Host) -> Result<()> {
+    host.ssh("member", "ctl resize web --cpus 2 --memory 200MiB --cpu-limit 1.5 --wait 60s")?;
+    wait_until("the guest to say so", LIMIT, || {
+        Ok(host.ssh("root", "tail -n 1 /var/log/libvirt/qemu/web-console.log")?.contains("nproc=2").then_some(()))
+    })?;
+    let quota = "cat /sys/fs/cgroup/machine.slice/machine-qemu*web.scope/libvirt/cpu.max";
+    assert_eq!(host.ssh("root", quota)?, "150000 100000");
+    host.ssh("member", "ctl resize container/db --cpus 1.5 --memory 128MiB")?;
+    assert_eq!(cpu_max(host, "db")?, "150000 100000");
+    // What an engine has set stays over systemd's reload, or is told.
+    host.ssh("root", "systemctl daemon-reload; sleep 3")?;
+    assert_eq!((host.ssh("root", quota)?.as_str(), cpu_max(host, "db")?.as_str()), ("150000 100000", "150000 100000"));
+    // By hand: noticed, and on record.
+    host.ssh("root", "docker update --cpu-quota 60000 db")?;
+    wait_until("drift on record", LIMIT, || {
+        let history = ctl(host, "history container/db")?;
+        Ok((history["items"][0]["happening"] == "drift").then_some(()))
+    })?;
+    host.ssh("root", "ctl stop container/db && ctl start container/db && ctl undo vm/web --wait 60s")?;
+    let web = ctl(host, "show vm/web")?;
+    assert_eq!((&web["cpus"]["persistent"], &web["cpu_limit"]["accepted"]), (&json!(1), &json!("none")), "{web}");
+    let health = ctl(host, "health")?;
     ensure!(health["ok"] == true, "{health}");
+    Ok(())
+}
+
+fn the_config_lives(host: &Host) -> Result<()> {
+    let pid = host.ssh("root", "systemctl show -P MainPID agentd")?;
+    assert_eq!(exit(host, "root", "agentd --check")?, 0);
+    // A bad file changes nothing and is told; systemd's reload itself ends either way.
+    host.ssh("root", "cp /etc/agentd/agentd.toml /root/good.toml && echo 'typo = 1' >>/etc/agentd/agentd.toml")?;
+    assert_eq!(exit(host, "root", "agentd --check")?, 1);
+    assert_eq!(exit(host, "root", "ctl check-config")?, 2);
+    host.ssh("root", "systemctl reload agentd")?;
+    let health = host.try_ssh("root", "ctl health").map(printed)?;
+    ensure!(health.contains("typo"), "{health}");
+    let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;
+    ensure!(status.contains("not reloaded"), "{status}");
+    assert_eq!(exit(host, "member", "ctl resize container/cache --cpus 0.8")?, 0, "the file before is in force");
+    // A good one heals that; the kill switch is one.
+    host.ssh(
+        "root",
+        "sed 's/^#read_only = false/read_only = true/' good.toml >/etc/agentd/agentd.toml && systemctl reload agentd",
+    )?;
+    assert_eq!(exit(host, "root", "ctl resize container/cache --cpus 0.9")?, 5);
+    assert_eq!(exit(host, "root", "ctl show container/cache")?, 0);
+    host.ssh(
+        "root",
+        "cp good.toml /etc/agentd/agentd.toml && systemctl reload agentd && ctl resize container/cache --cpus 0.9",
+    )?;
+    assert_eq!(host.ssh("root", "systemctl show -P MainPID agentd")?, pid, "one life all the while");
+    Ok(())
+}
+
+fn what_a_shell_finds(host: &Host) -> Result<()> {
+    for (page, words) in [
+        ("ctl", "capacity-exceeded|EXIT|resize"),
+        ("ctl-resize", "--live-only"),
+        ("8 agentd", "SIGHUP"),
+        ("agentd.toml", "shrink_margin"),
+    ] {
+        let text = host.ssh("root", &format!("MANPAGER=cat MANWIDTH=100 man {page}"))?;
+        ensure!(words.split('|').any(|word| text.contains(word)), "{page}: {text}");
+    }
+    // A login of a user as the distribution makes one.
+    let tmux = |keys: &str, sees: &str| -> Result<()> {
+        host.ssh(
+            "member",
+            "cd; tmux kill-server 2>/dev/null; tmux -f /dev/null new-session -d -x 160 -y 50 'bash -i'",
+        )?;
+        std::thread::sleep(Duration::from_secs(2));
+        host.ssh("member", &format!("tmux send-keys '{keys}' Tab; sleep 2; tmux send-keys Tab"))?;
+        wait_until(&format!("{sees:?} after {keys:?} and <TAB>"), LIMIT, || {
+            let screen = host.ssh("member", "tmux capture-pane -p")?;
+            Ok(sees.split('|').all(|word| screen.contains(word)).then_some(()))
+        })
+        .with_context(|| host.ssh("member", "tmux capture-pane -p").unwrap_or_default())
+    };
+    tmux("ctl ", "resize|capacity|history|undo")?;
+    tmux("ctl resize ", "vm/web|container/db|container/cache")?;
+    tmux("ctl resize --mem", "--memory")?;
+    host.ssh("member", "tmux kill-server").map(drop)
+}
+
+/// From here, which is outside: by the system's ssh, which finds its key and the host's in a config of its own.
+fn from_another_machine(host: &Host) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (port, key, public) = host.address();
+    let file = |name: &str| folder.path().join(name);
+    fs::write(file("known_hosts"), format!("[127.0.0.1]:{port} {}", fs::read_to_string(public)?))?;
+    let config = format!("IdentityFile {}\nUserKnownHostsFile {}\n", key.display(), file("known_hosts").display());
+    fs::write(file("config"), config)?;
+    fs::write(file("ssh"), format!("#!/bin/sh\nexec /usr/bin/ssh -F {} \"$@\"\n", file("config").display()))?;
+    fs::set_permissions(file("ssh"), fs::Permissions::from_mode(0o755))?;
+    host.ssh("root", "for user in member stranger; do install -d -o $user -m 700 /home/$user/.ssh; install -o $user -m 600 /root/.ssh/authorized_keys /home/$user/.ssh/; done")?;
+    let ctl = std::env::current_exe()?.ancestors().nth(2).context("a folder")?.join("ctl");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH")?);
+    let remote = |user: &str, line: &str| -> Result<(i32, String)> {
+        let mut command = Command::new(&ctl);
+        command.env("PATH", &path).args(["--host", &format!("ssh://{user}@127.0.0.1:{port}")]).args(line.split(' '));
+        let output = command.output()?;
+        Ok((output.status.code().context("an exit code")?, printed(output)))
+    };
+    let (code, text) = remote("root", "list")?;
+    ensure!(code == 0 && text.contains("vm/web"), "{code}: {text}");
+    let (code, text) = remote("member", "resize container/cache --cpus 1 --memory 96MiB")?;
+    ensure!(code == 0, "{code}: {text}");
+    assert_eq!(cpu_max(host, "cache")?, "100000 100000");
+    let who = &self::ctl(host, "history container/cache")?["items"][0]["who"]["uid"];
+    assert_eq!(who.to_string(), host.ssh("member", "id -u")?, "who asked is who logged in");
+    let (code, text) = remote("member", "resize container/cache --cpus 100")?;
+    ensure!(code == 4, "{code}: {text}");
+    // ssh goes through and the socket doesn't: a change was not sent.
+    let (code, text) = remote("stranger", "resize container/cache --cpus 2")?;
+    ensure!(code == 3 && text.contains("no agentd answers"), "{code}: {text}");
+    let (code, text) = remote("nobody-there", "list")?;
+    ensure!(code == 3 && text.contains("ssh"), "{code}: {text}");
+    Ok(())
+}
+
+/// A VM on KVM inside an emulated host: what is emulated there may not be up to it, which is no fault of agentd's.
+fn nested_kvm(host: &Host) -> Result<()> {
+    let made = "sed -e \"s/type='qemu'/type='kvm'/\" -e 's/<name>web/<name>fast/' -e 's/web-console/fast-console/' web.xml >fast.xml && \
+                virsh -q define fast.xml && timeout 120 virsh -q start fast && \
+                for n in $(seq 90); do tail -n 1 /var/log/libvirt/qemu/fast-console.log | grep -q STAT && exit 0; sleep 1; done; exit 1";
+    if exit(host, "root", made).unwrap_or(255) != 0 {
+        println!("SKIPPED: no VM runs on nested KVM here");
+        return Ok(());
+    }
+    let resized = host.try_ssh("root", "ctl resize fast --cpus 2 --memory 200MiB --wait 60s").map(printed)?;
+    println!("nested KVM: {resized}");
+    Ok(())
+}
+
+#[test]
+fn it_survives_its_own_death_and_that_of_the_host() -> Result<()> {
+    let mut host = installed()?;
+    populate(&host)?;
+    roomy(&host)?;
+    engines_in_any_order(&host).context("engines in any order")?;
+    killed_in_a_change(&host).context("killed in a change")?;
+    hung(&host).context("the watchdog")?;
+    host_goes_down(&mut host).context("the host goes down in a change")
+}
+
+fn engines_in_any_order(host: &Host) -> Result<()> {
+    let engines =
+        "docker.socket docker.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service";
+    host.ssh("root", &format!("systemctl stop agentd.service {engines}; systemctl start agentd.service"))?;
+    assert_eq!(host.ssh("root", "systemctl is-active agentd.service")?, "active", "without either");
+    assert_eq!(exit(host, "root", "ctl health")?, 3);
+    let list = ctl(host, "list")?;
+    assert_eq!(list["unavailable"], json!(["vm", "container"]), "{list}");
+    host.ssh("root", "systemctl start docker.service")?;
+    wait_until("containers", LIMIT, || {
+        let list = ctl(host, "list --kind container")?;
+        Ok((list["total"] == 2 && list["unavailable"] == json!([])).then_some(()))
+    })?;
+    // Docker came up anew, and with it none of its containers.
+    host.ssh("root", "docker start db cache && ctl resize container/db --cpus 1")?;
+    host.ssh("root", "systemctl start libvirtd.service")?;
+    up(host)?;
+    assert_eq!(ctl(host, "show vm/web")?["state"], "running");
+    host.ssh("root", "systemctl restart agentd.service")?;
+    up(host)
+}
+
+/// The id of an operation that is under way on a VM whose QEMU doesn't answer, so that it stays under way.
+fn in_the_middle(host: &Host) -> Result<String> {
+    host.ssh("root", "pkill -STOP -f guest=web")?;
+    host.ssh("root", "nohup ctl resize vm/web --cpus +1 >/root/ctl.out 2>&1 </dev/null & sleep 0.1")?;
+    wait_until("a step under way", LIMIT, || {
+        let open = ctl(host, "history vm/web --limit 1")?;
+        let socket = "curl -s --unix-socket /run/agentd/agentd.sock 'http://agentd/v1/operations?ref=vm/web'";
+        let operations: Value = serde_json::from_str(&host.ssh("root", socket)?)?;
+        let newest = &operations["items"][0];
+        let doing = newest["steps"].as_array().into_iter().flatten().any(|step| step["state"] == "doing");
+        let _ = open;
+        Ok((newest["outcome"] == "running" && doing)
+            .then(|| newest["operation"].as_str().unwrap_or_default().to_owned()))
+    })
+}
+
+/// Waits for the end of an operation.
+fn ended(host: &Host, operation: &str) -> Result<Value> {
+    wait_until("the operation's end", LIMIT, || {
+        let socket = format!("curl -s --unix-socket /run/agentd/agentd.sock http://agentd/v1/operations/{operation}");
+        let view: Value = serde_json::from_str(&host.ssh("root", &socket)?)?;
+        Ok((view["outcome"] != "running" && view["outcome"] != "unknown").then_some(view))
+    })
+}
+
+/// What is accepted and saved is whole, either way, and nothing is held.
+fn whole(host: &Host, view: &Value) -> Result<()> {
+    let outcome = view["outcome"].as_str().unwrap_or_default().to_owned();
+    ensure!(["changed", "pending", "rolled-back", "abandoned"].contains(&outcome.as_str()), "{view}");
+    let history = ctl(host, "history vm/web")?;
+    let told = history["items"].as_array().into_iter().flatten().any(|entry| entry["operation"] == view["operation"]);
+    ensure!(told, "{history}");
+    wait_until("no hold", LIMIT, || Ok((ctl(host, "show vm/web")?["holds"] == json!([])).then_some(())))?;
+    println!("ended as {outcome}: {}", host.ssh("root", "ctl history vm/web --limit 1")?);
+    Ok(())
+}
+
+fn killed_in_a_change(host: &Host) -> Result<()> {
+    let operation = in_the_middle(host)?;
+    host.ssh("root", "kill -9 $(systemctl show -P MainPID agentd); pkill -CONT -f guest=web")?;
+    let view = ended(host, &operation)?;
+    whole(host, &view)?;
+    ensure!(host.ssh("root", "systemctl show -P NRestarts agentd")?.parse::<u32>()? >= 1, "systemd started it again");
+    // ctl asked again under its key, and tells what became of it.
+    wait_until("ctl to end", LIMIT, || Ok((exit(host, "root", "pgrep -x ctl")? != 0).then_some(())))?;
+    println!("ctl meanwhile: {}", host.ssh("root", "cat /root/ctl.out")?);
+    Ok(())
+}
+
+fn hung(host: &Host) -> Result<()> {
+    let faster = "mkdir -p /run/systemd/system/agentd.service.d && printf '[Service]\\nWatchdogSec=6s\\n' \
+                  >/run/systemd/system/agentd.service.d/lab.conf && systemctl daemon-reload && systemctl restart agentd";
+    host.ssh("root", faster)?;
+    up(host)?;
+    let before = host.ssh("root", "systemctl show -P MainPID agentd")?;
+    host.ssh("root", &format!("kill -STOP {before}"))?;
+    wait_until("the watchdog to start it again", LIMIT, || {
+        let now = host.ssh("root", "systemctl show -P MainPID,ActiveState agentd | tr '\\n' ' '")?;
+        Ok((now.contains("active") && !now.contains(&format!("{before} ")) && !now.starts_with('0')).then_some(()))
+    })?;
+    let told = host.ssh("root", "journalctl -u agentd --no-pager -o cat | grep -i watchdog")?;
+    ensure!(told.to_lowercase().contains("watchdog timeout"), "{told}");
+    up(host)?;
+    host.ssh("root", "rm -r /run/systemd/system/agentd.service.d && systemctl daemon-reload").map(drop)
+}
+
+fn host_goes_down(host: &mut Host) -> Result<()> {
+    for way in ["reboot", "power cut"] {
+        let operation = in_the_middle(host)?;
+        if way == "reboot" {
+            host.reboot()?;
+        } else {
+            host.cut_power()?;
+        }
+        up(host)?;
+        let view = ended(host, &operation)?;
+        println!("{way}");
+        whole(host, &view)?;
+        // What may be promised is what runs: the VM is down with its host.
+        let capacity = ctl(host, "capacity")?;
+        assert_eq!(capacity["cpus"]["committed"], 0, "{way}: {capacity}");
+        host.ssh("root", "ctl start vm/web && docker start db cache")?;
+        wait_until("the guest to be up", LIMIT * 2, || {
+            let line = host.ssh("root", "tail -n 1 /var/log/libvirt/qemu/web-console.log")?;
+            Ok((ctl(host, "show vm/web")?["state"] == "running" && line.contains("STAT")).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn it_is_upgraded_in_a_change_removed_and_purged_as_deb_and_as_rpm() -> Result<()> {
+    let host = installed()?;
+    populate(&host)?;
+    roomy(&host)?;
+    // The next version: the same files under a higher number.
+    host.ssh(
+        "root",
+        "dpkg-deb -R agentd.deb next && sed -i 's/^Version: .*/&.1/' next/DEBIAN/control && dpkg-deb -b next next.deb >/dev/null && \
+         echo '# edited' >>/etc/agentd/agentd.toml",
+    )?;
+    let socket = host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?;
+    let operation = in_the_middle(&host)?;
+    host.ssh("root", "(sleep 12; pkill -CONT -f guest=web) >/dev/null 2>&1 & apt-get install -y ./next.deb 2>&1")?;
+    let view = ended(&host, &operation)?;
+    whole(&host, &view)?;
+    wait_until("ctl to end", LIMIT, || Ok((exit(&host, "root", "pgrep -x ctl")? != 0).then_some(())))?;
+    println!("ctl meanwhile: {}", host.ssh("root", "cat /root/ctl.out")?);
+    assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
+    assert_eq!(host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?, socket, "the socket stayed");
+    ensure!(host.ssh("root", "dpkg-query -W agentd")?.ends_with(".1"), "the next version");
+    up(&host)?;
+
+    host.ssh("root", "apt-get remove -y agentd 2>&1")?;
+    assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
+    assert_eq!(exit(&host, "root", "test -e /etc/agentd/agentd.toml && test -e /var/lib/agentd/agentd.db")?, 0, "kept");
+    assert_eq!(exit(&host, "root", "test -e /run/agentd || test -e /usr/sbin/agentd")?, 1, "gone");
+    // Back again: the config and the record are those of before.
+    host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?;
+    up(&host)?;
+    ensure!(!ctl(&host, "history vm/web")?["items"].as_array().context("a list")?.is_empty(), "the history is there");
+    host.ssh("root", "apt-get purge -y agentd 2>&1")?;
+    let left = host.ssh(
+        "root",
+        "ls -d /etc/agentd /var/lib/agentd /run/agentd /etc/systemd/system/*/agentd* 2>/dev/null || true",
+    )?;
+    assert_eq!(left, "", "nothing is left");
+
+    // The rpm's files and scripts, on the same systemd. Its dependencies have other names here.
+    host.put(&package("rpm")?, "/root/agentd.rpm")?;
+    host.ssh("root", "rpm -i --nodeps agentd.rpm 2>&1")?;
+    up(&host)?;
+    host.ssh("root", "ctl resize container/db --cpus 1 && echo '# edited' >>/etc/agentd/agentd.toml")?;
+    let pid = host.ssh("root", "systemctl show -P MainPID agentd")?;
+    host.ssh("root", "rpm -U --nodeps --force agentd.rpm 2>&1")?;
+    up(&host)?;
+    assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
+    ensure!(host.ssh("root", "systemctl show -P MainPID agentd")? != pid, "the new one runs");
+    host.ssh("root", "rpm -e --nodeps agentd 2>&1")?;
+    assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
+    if exit(&host, "root", "test -e /usr/bin/ctl || test -e /run/agentd")? == 0 {
+        bail!("the rpm left something behind");
+    }
     Ok(())
 }

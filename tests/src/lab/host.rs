@@ -37,7 +37,9 @@ impl Host {
         // A disk of its own; where the file system can, the blocks are shared.
         let copy = ["--reflink=auto", "--sparse=always"];
         stdout_of(Command::new("cp").args(copy).arg(image.join("disk.img")).arg(folder.path().join("disk.img")))?;
-        fs::copy(image.join("key"), folder.path().join("key"))?;
+        for file in ["key", "host.pub"] {
+            fs::copy(image.join(file), folder.path().join(file))?;
+        }
         // Free a moment ago: whoever takes it meanwhile makes QEMU end with a message that says so.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut host = Host { daemon: None, image, folder, port };
@@ -146,9 +148,9 @@ impl Host {
         command
     }
 
-    /// The address for ssh from outside: port and the file of the key.
-    pub fn address(&self) -> (u16, PathBuf) {
-        (self.port, self.folder.path().join("key"))
+    /// For ssh from outside: the port, the file of root's key, and that of the host's public one.
+    pub fn address(&self) -> (u16, PathBuf, PathBuf) {
+        (self.port, self.folder.path().join("key"), self.folder.path().join("host.pub"))
     }
 
     fn console(&self) -> String {
