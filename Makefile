@@ -16,7 +16,7 @@ PREFIX = /usr
 DESTDIR =
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release check test soak bugs demo bench deny deb rpm stage install clean
+.PHONY: help setup build release check test test-fast soak bugs demo bench deny deb rpm stage install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,10 +41,17 @@ check: ## Formatting, lints, unit tests: before every commit
 # The end-to-end tests run the binaries, which `cargo test` does not build for another crate. The whole workspace, so that
 # both commands see the same features and nothing is built twice. One test at a time: guests and engines that share a small
 # machine slow each other down, and what they get is what some tests measure.
-test: ## Everything, on real engines
-	packaging/setup.sh test
+test: deb rpm ## Everything: on real engines, and the packages on a whole host
+	packaging/setup.sh test host
 	cargo build --workspace --features agentd/fake
 	cargo test --workspace --features agentd/fake -- --test-threads=1
+	packaging/lint.sh $(TARGET)/packages/*
+
+test-fast: ## The same without the packages and the whole host
+	packaging/setup.sh test
+	cargo build --workspace --features agentd/fake
+	cargo test --workspace --features agentd/fake -- --test-threads=1 --skip on_a_host::
+	@echo "left out: the packages on a whole host (systemd, cgroup v2, users, reboot, upgrade, removal); make test has them"
 
 # The simulation frees and takes much memory at once; left to itself the allocator gives it back to the kernel each time.
 soak: export MALLOC_TRIM_THRESHOLD_ = 268435456

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|check|deb|rpm|test]…`.
+# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|check|deb|rpm|test|host]…`.
 # Says what it installs, prints nothing when all is there, and starts no service: the tests run engines of their own.
 # shellcheck disable=SC2086 # lists of packages are meant to be split
 set -eu
@@ -10,6 +10,7 @@ demo="libvirt0"
 check="dbus-daemon"
 deb="binutils dpkg-dev"
 rpm="binutils rpm"
+host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
   busybox-static cpio xz-utils curl iproute2 procps util-linux"
 
@@ -22,7 +23,8 @@ for what in "${@:-build}"; do
     deb) wanted="$wanted $build $deb" ;;
     rpm) wanted="$wanted $build $rpm" ;;
     test) wanted="$wanted $build $check $test" ;;
-    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test]..." >&2; exit 2 ;;
+    host) wanted="$wanted $host" ;;
+    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host]..." >&2; exit 2 ;;
   esac
 done
 

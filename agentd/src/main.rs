@@ -44,8 +44,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let config = settings::read(&args.config)?;
     if args.check {
-        for note in settings::resolve(config)?.notes {
-            eprintln!("warning: {note}");
+        let warnings = config.warnings();
+        for warning in warnings.into_iter().chain(settings::resolve(config)?.notes) {
+            eprintln!("warning: {warning}");
         }
         println!("{}: no faults", args.config.display());
         return Ok(());

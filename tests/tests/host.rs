@@ -121,25 +121,6 @@ fn cpu_max(host: &Host, name: &str) -> Result<String> {
     host.ssh("root", &format!("cat /sys/fs/cgroup/system.slice/docker-{id}.scope/cpu.max"))
 }
 
-#[test]
-fn the_package_alone_makes_a_hardened_service_that_a_group_can_use() -> Result<()> {
-    let host = installed()?;
-    let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -n 1")?;
-    let level = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).context("a level")?;
-    ensure!(level <= 1.3, "{exposure}");
-    populate(&host)?;
-    roomy(&host)?;
-    let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;
-    println!("{exposure}\n{status}");
-    ensure!(status.contains("1 vms, 2 containers, 0 changes under way"), "{status}");
-    who_may_do_what(&host).context("rights")?;
-    the_whole_job(&host).context("the whole job of the hardened unit")?;
-    the_config_lives(&host).context("the config's life")?;
-    what_a_shell_finds(&host).context("manual pages and completions")?;
-    from_another_machine(&host).context("ctl --host")?;
-    nested_kvm(&host)
-}
-
 fn who_may_do_what(host: &Host) -> Result<()> {
     host.ssh("root", "groupadd ops")?;
     for (user, groups) in USERS {
@@ -152,7 +133,7 @@ fn who_may_do_what(host: &Host) -> Result<()> {
         ("root", "list", 0),
         ("root", both, 0),
         ("root", "history", 0),
-        ("root", "clear-hold container/db", 10),
+        ("root", "clear-hold container/db", 0),
         ("member", "show vm/web", 0),
         ("member", both, 0),
         ("member", "stop container/cache --dry-run", 0),
@@ -335,17 +316,6 @@ fn nested_kvm(host: &Host) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn it_survives_its_own_death_and_that_of_the_host() -> Result<()> {
-    let mut host = installed()?;
-    populate(&host)?;
-    roomy(&host)?;
-    engines_in_any_order(&host).context("engines in any order")?;
-    killed_in_a_change(&host).context("killed in a change")?;
-    hung(&host).context("the watchdog")?;
-    host_goes_down(&mut host).context("the host goes down in a change")
-}
-
 fn engines_in_any_order(host: &Host) -> Result<()> {
     let engines =
         "docker.socket docker.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket libvirtd.service";
@@ -370,7 +340,7 @@ fn engines_in_any_order(host: &Host) -> Result<()> {
 
 /// The id of an operation that is under way on a VM whose QEMU doesn't answer, so that it stays under way.
 fn in_the_middle(host: &Host) -> Result<String> {
-    host.ssh("root", "pkill -STOP -f guest=web")?;
+    host.ssh("root", "pkill -STOP -f '[g]uest=web'")?;
     host.ssh("root", "nohup ctl resize vm/web --cpus +1 >/root/ctl.out 2>&1 </dev/null & sleep 0.1")?;
     wait_until("a step under way", LIMIT, || {
         let open = ctl(host, "history vm/web --limit 1")?;
@@ -407,7 +377,7 @@ fn whole(host: &Host, view: &Value) -> Result<()> {
 
 fn killed_in_a_change(host: &Host) -> Result<()> {
     let operation = in_the_middle(host)?;
-    host.ssh("root", "kill -9 $(systemctl show -P MainPID agentd); pkill -CONT -f guest=web")?;
+    host.ssh("root", "kill -9 $(systemctl show -P MainPID agentd); pkill -CONT -f '[g]uest=web'")?;
     let view = ended(host, &operation)?;
     whole(host, &view)?;
     ensure!(host.ssh("root", "systemctl show -P NRestarts agentd")?.parse::<u32>()? >= 1, "systemd started it again");
@@ -458,58 +428,100 @@ fn host_goes_down(host: &mut Host) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn it_is_upgraded_in_a_change_removed_and_purged_as_deb_and_as_rpm() -> Result<()> {
-    let host = installed()?;
-    populate(&host)?;
-    roomy(&host)?;
-    // The next version: the same files under a higher number.
-    host.ssh(
-        "root",
-        "dpkg-deb -R agentd.deb next && sed -i 's/^Version: .*/&.1/' next/DEBIAN/control && dpkg-deb -b next next.deb >/dev/null && \
-         echo '# edited' >>/etc/agentd/agentd.toml",
-    )?;
-    let socket = host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?;
-    let operation = in_the_middle(&host)?;
-    host.ssh("root", "(sleep 12; pkill -CONT -f guest=web) >/dev/null 2>&1 & apt-get install -y ./next.deb 2>&1")?;
-    let view = ended(&host, &operation)?;
-    whole(&host, &view)?;
-    wait_until("ctl to end", LIMIT, || Ok((exit(&host, "root", "pgrep -x ctl")? != 0).then_some(())))?;
-    println!("ctl meanwhile: {}", host.ssh("root", "cat /root/ctl.out")?);
-    assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
-    assert_eq!(host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?, socket, "the socket stayed");
-    ensure!(host.ssh("root", "dpkg-query -W agentd")?.ends_with(".1"), "the next version");
-    up(&host)?;
+/// What `make test-fast` leaves out.
+mod on_a_host {
+    use super::*;
 
-    host.ssh("root", "apt-get remove -y agentd 2>&1")?;
-    assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
-    assert_eq!(exit(&host, "root", "test -e /etc/agentd/agentd.toml && test -e /var/lib/agentd/agentd.db")?, 0, "kept");
-    assert_eq!(exit(&host, "root", "test -e /run/agentd || test -e /usr/sbin/agentd")?, 1, "gone");
-    // Back again: the config and the record are those of before.
-    host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?;
-    up(&host)?;
-    ensure!(!ctl(&host, "history vm/web")?["items"].as_array().context("a list")?.is_empty(), "the history is there");
-    host.ssh("root", "apt-get purge -y agentd 2>&1")?;
-    let left = host.ssh(
-        "root",
-        "ls -d /etc/agentd /var/lib/agentd /run/agentd /etc/systemd/system/*/agentd* 2>/dev/null || true",
-    )?;
-    assert_eq!(left, "", "nothing is left");
-
-    // The rpm's files and scripts, on the same systemd. Its dependencies have other names here.
-    host.put(&package("rpm")?, "/root/agentd.rpm")?;
-    host.ssh("root", "rpm -i --nodeps agentd.rpm 2>&1")?;
-    up(&host)?;
-    host.ssh("root", "ctl resize container/db --cpus 1 && echo '# edited' >>/etc/agentd/agentd.toml")?;
-    let pid = host.ssh("root", "systemctl show -P MainPID agentd")?;
-    host.ssh("root", "rpm -U --nodeps --force agentd.rpm 2>&1")?;
-    up(&host)?;
-    assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
-    ensure!(host.ssh("root", "systemctl show -P MainPID agentd")? != pid, "the new one runs");
-    host.ssh("root", "rpm -e --nodeps agentd 2>&1")?;
-    assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
-    if exit(&host, "root", "test -e /usr/bin/ctl || test -e /run/agentd")? == 0 {
-        bail!("the rpm left something behind");
+    #[test]
+    fn the_package_alone_makes_a_hardened_service_that_a_group_can_use() -> Result<()> {
+        let host = installed()?;
+        let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -n 1")?;
+        let level = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).context("a level")?;
+        ensure!(level <= 1.3, "{exposure}");
+        populate(&host)?;
+        roomy(&host)?;
+        let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;
+        println!("{exposure}\n{status}");
+        ensure!(status.contains("1 vm, 2 containers, 0 changes under way"), "{status}");
+        who_may_do_what(&host).context("rights")?;
+        the_whole_job(&host).context("the whole job of the hardened unit")?;
+        the_config_lives(&host).context("the config's life")?;
+        what_a_shell_finds(&host).context("manual pages and completions")?;
+        from_another_machine(&host).context("ctl --host")?;
+        nested_kvm(&host)
     }
-    Ok(())
+
+    #[test]
+    fn it_survives_its_own_death_and_that_of_the_host() -> Result<()> {
+        let mut host = installed()?;
+        populate(&host)?;
+        roomy(&host)?;
+        engines_in_any_order(&host).context("engines in any order")?;
+        killed_in_a_change(&host).context("killed in a change")?;
+        hung(&host).context("the watchdog")?;
+        host_goes_down(&mut host).context("the host goes down in a change")
+    }
+
+    #[test]
+    fn it_is_upgraded_in_a_change_removed_and_purged_as_deb_and_as_rpm() -> Result<()> {
+        let host = installed()?;
+        populate(&host)?;
+        roomy(&host)?;
+        // The next version: the same files under a higher number.
+        host.ssh(
+            "root",
+            "dpkg-deb -R agentd.deb next && sed -i 's/^Version: .*/&.1/' next/DEBIAN/control && dpkg-deb -b next next.deb >/dev/null && \
+             echo '# edited' >>/etc/agentd/agentd.toml",
+        )?;
+        let socket = host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?;
+        let operation = in_the_middle(&host)?;
+        host.ssh("root", "(sleep 12; pkill -CONT -f '[g]uest=web') >/dev/null 2>&1 & apt-get install -y ./next.deb 2>&1")?;
+        let view = ended(&host, &operation)?;
+        whole(&host, &view)?;
+        wait_until("ctl to end", LIMIT, || Ok((exit(&host, "root", "pgrep -x ctl")? != 0).then_some(())))?;
+        println!("ctl meanwhile: {}", host.ssh("root", "cat /root/ctl.out")?);
+        assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
+        assert_eq!(host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?, socket, "the socket stayed");
+        ensure!(host.ssh("root", "dpkg-query -W agentd")?.ends_with(".1"), "the next version");
+        up(&host)?;
+
+        host.ssh("root", "apt-get remove -y agentd 2>&1")?;
+        assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
+        assert_eq!(
+            exit(&host, "root", "test -e /etc/agentd/agentd.toml && test -e /var/lib/agentd/agentd.db")?,
+            0,
+            "kept"
+        );
+        assert_eq!(exit(&host, "root", "test -e /run/agentd || test -e /usr/sbin/agentd")?, 1, "gone");
+        // Back again: the config and the record are those of before.
+        host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?;
+        up(&host)?;
+        ensure!(
+            !ctl(&host, "history vm/web")?["items"].as_array().context("a list")?.is_empty(),
+            "the history is there"
+        );
+        host.ssh("root", "apt-get purge -y agentd 2>&1")?;
+        let left = host.ssh(
+            "root",
+            "ls -d /etc/agentd /var/lib/agentd /run/agentd /etc/systemd/system/*/agentd* 2>/dev/null || true",
+        )?;
+        assert_eq!(left, "", "nothing is left");
+
+        // The rpm's files and scripts, on the same systemd. Its dependencies have other names here.
+        host.put(&package("rpm")?, "/root/agentd.rpm")?;
+        host.ssh("root", "rpm -i --nodeps agentd.rpm 2>&1")?;
+        up(&host)?;
+        host.ssh("root", "ctl resize container/db --cpus 1 && echo '# edited' >>/etc/agentd/agentd.toml")?;
+        let pid = host.ssh("root", "systemctl show -P MainPID agentd")?;
+        host.ssh("root", "rpm -U --nodeps --force agentd.rpm 2>&1")?;
+        up(&host)?;
+        assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
+        ensure!(host.ssh("root", "systemctl show -P MainPID agentd")? != pid, "the new one runs");
+        host.ssh("root", "rpm -e --nodeps agentd 2>&1")?;
+        assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
+        if exit(&host, "root", "test -e /usr/bin/ctl || test -e /run/agentd")? == 0 {
+            bail!("the rpm left something behind");
+        }
+        Ok(())
+    }
 }

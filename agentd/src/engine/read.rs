@@ -359,8 +359,8 @@ impl Engine {
             }
             away.extend(book.unavailable().keys().map(|kind| format!("{kind}s unavailable")));
         }
-        let mut parts: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}s")).collect();
-        parts.push(format!("{} changes under way", self.inner.under_way.borrow().len()));
+        let mut parts: Vec<String> = kinds.iter().map(|(kind, count)| counted(*count, kind.as_str())).collect();
+        parts.push(counted(self.inner.under_way.borrow().len(), "change") + " under way");
         if held > 0 {
             parts.push(format!("{held} held"));
         }
@@ -411,6 +411,11 @@ impl Engine {
 /// How much of the record is read at once for a page from which something may be left out.
 fn chunk(limit: usize) -> usize {
     (limit + 1).max(100)
+}
+
+/// `1 vm`, `2 vms`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A ratio in thousandths as the wire's number.
