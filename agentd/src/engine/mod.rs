@@ -328,12 +328,19 @@ impl Engine {
         *listed = Some(started);
         match listing {
             Ok(listing) => {
+                if self.book().unavailable().contains_key(&kind) {
+                    tracing::info!("{kind}s can be listed again");
+                }
                 let drift = self.book().record_listing(kind, listing, begun, &self.settings().config);
                 self.drifted(drift);
             }
             Err(error) => {
-                tracing::warn!("{kind}s can't be listed: {error}");
-                self.book().record_unavailable(kind, error.to_string());
+                let why = error.to_string();
+                // Once, and not at each of the tries that follow.
+                if self.book().unavailable().get(&kind) != Some(&why) {
+                    tracing::warn!("{kind}s can't be listed: {why}");
+                }
+                self.book().record_unavailable(kind, why);
             }
         }
     }
