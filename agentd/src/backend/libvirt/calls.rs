@@ -29,6 +29,9 @@ use crate::backend::BackendError;
 pub(super) const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a change may take: an unplug alone is given 5 s by libvirt.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a start may take: libvirt comes back once the guest's memory is set aside, which with huge pages or a slow disk
+/// is not soon.
+const START_DEADLINE: Duration = Duration::from_secs(120);
 /// Overdue calls in all: libvirtd has 20 workers, and some must be left for others.
 const MOST_OVERDUE: usize = 12;
 /// Connections of one class that are kept open when idle: as many as a listing uses.
@@ -43,8 +46,24 @@ pub(super) enum Class {
     Ask,
     /// Changes something.
     Change,
+    /// Brings a domain up: a change, too.
+    Start,
     /// Registers for events, which then come on this connection.
     Listen,
+}
+
+impl Class {
+    const fn changes(self) -> bool {
+        matches!(self, Class::Change | Class::Start)
+    }
+
+    const fn deadline(self) -> Duration {
+        match self {
+            Class::Change => CALL_DEADLINE,
+            Class::Start => START_DEADLINE,
+            Class::Look | Class::Ask | Class::Listen => READ_DEADLINE,
+        }
+    }
 }
 
 /// Why a job gave nothing.
@@ -220,7 +239,7 @@ impl Calls {
         what: &str,
         job: impl Fn(&Job<'_>) -> Result<T, Fail> + Send + 'static,
     ) -> Result<T, BackendError> {
-        let deadline = if class == Class::Change { CALL_DEADLINE } else { READ_DEADLINE };
+        let deadline = class.deadline();
         let line = self.admit(class, domain)?;
         let phase = Arc::new(AtomicU8::new(RUNNING));
         let wait = Wait {
@@ -249,7 +268,7 @@ impl Calls {
                 drop(wait);
                 let seconds = deadline.as_secs();
                 Err(BackendError::Timeout(match class {
-                    Class::Change => format!(
+                    Class::Change | Class::Start => format!(
                         "{what}: libvirt has not come back from it within {seconds} s; what came of it is unknown until \
                          it is observed"
                     ),
@@ -269,7 +288,7 @@ impl Calls {
                 "{MOST_OVERDUE} calls to libvirt are overdue; look for hung QEMU processes and at libvirtd"
             )));
         }
-        if class == Class::Change {
+        if class.changes() {
             if tally.changing.iter().any(|changing| changing == domain) {
                 return Err(BackendError::InvalidState(
                     "an earlier change of it has not come back from libvirt yet; nothing was done".into(),
@@ -333,7 +352,7 @@ impl Calls {
 impl Tally {
     /// Gives the job's place back; answers a line that is idle and more than are kept.
     fn release(&mut self, class: Class, domain: &str, line: &Arc<Line>) -> Option<Arc<Line>> {
-        if class == Class::Change {
+        if class.changes() {
             self.changing.retain(|changing| changing != domain);
         }
         let at = self.lines.iter().position(|place| Arc::ptr_eq(&place.line, line))?;

@@ -168,7 +168,8 @@ impl Backend for Libvirt {
         let what = format!("{} of {target}", describe(Kind::Vm, action));
         let (of, step) = (identity.clone(), action.clone());
         let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
-        let done = self.calls.run(Class::Change, &identity.id, &what, job).await?;
+        let class = if *action == Action::Start { Class::Start } else { Class::Change };
+        let done = self.calls.run(class, &identity.id, &what, job).await?;
         let (uuid, boot) = (identity.id.as_str(), identity.boot.as_deref().unwrap_or_default());
         match done {
             Done::Plain => Ok(()),
