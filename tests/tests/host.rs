@@ -346,12 +346,10 @@ fn in_the_middle(host: &Host) -> Result<String> {
     host.ssh("root", "pkill -STOP -f '[g]uest=web'")?;
     host.ssh("root", "nohup ctl resize vm/web --cpus +1 >/root/ctl.out 2>&1 </dev/null & sleep 0.1")?;
     wait_until("a step under way", LIMIT, || {
-        let open = ctl(host, "history vm/web --limit 1")?;
         let socket = "curl -s --unix-socket /run/agentd/agentd.sock 'http://agentd/v1/operations?ref=vm/web'";
         let operations: Value = serde_json::from_str(&host.ssh("root", socket)?)?;
         let newest = &operations["items"][0];
         let doing = newest["steps"].as_array().into_iter().flatten().any(|step| step["state"] == "doing");
-        let _ = open;
         Ok((newest["outcome"] == "running" && doing)
             .then(|| newest["operation"].as_str().unwrap_or_default().to_owned()))
     })
