@@ -29,6 +29,7 @@ build: setup ## agentd and ctl, for development
 
 release: setup ## agentd and ctl, as they are packaged, with their manual pages and completions
 	cargo build --release -p agentd -p ctl -p agentd-pages
+	rm -rf $(TARGET)/share
 	$(TARGET)/release/agentd-pages $(TARGET)/share
 	for shell in bash zsh fish; do $(TARGET)/release/ctl completions $$shell >$(TARGET)/share/ctl.$$shell; done
 
@@ -81,10 +82,12 @@ deny: $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## Licences, bans and sources of
 # Both packages are made of what `install` puts into a folder: what is installed is said once.
 deb: stage ## Debian package
 	packaging/setup.sh deb
+	rm -f $(TARGET)/packages/*.deb
 	packaging/deb/build.sh $(TARGET)/stage $(VERSION) $(TARGET)/packages
 
 rpm: stage ## RPM package
 	packaging/setup.sh rpm
+	rm -f $(TARGET)/packages/*.rpm
 	rpmbuild -bb --quiet --define 'version $(VERSION)' --define 'stage $(abspath $(TARGET))/stage' \
 		--define '_topdir $(abspath $(TARGET))/rpmbuild' --define '_rpmdir $(abspath $(TARGET))/packages' \
 		--define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' packaging/rpm/agentd.spec
@@ -101,6 +104,7 @@ install: ## Into DESTDIR, what `make release` has built
 	install -D -m 755 $(TARGET)/release/agentd $(DESTDIR)$(PREFIX)/sbin/agentd
 	install -D -m 755 $(TARGET)/release/ctl $(DESTDIR)$(PREFIX)/bin/ctl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/agentd.service systemd/agentd.socket
+	sed -i 's|/usr/sbin/agentd|$(PREFIX)/sbin/agentd|' $(DESTDIR)$(PREFIX)/lib/systemd/system/agentd.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d sysusers.d/agentd.conf
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d tmpfiles.d/agentd.conf
 	install -D -m 644 -t $(share)/man/man1 $(TARGET)/share/*.1

@@ -1,8 +1,11 @@
-//! Where messages go: into the journal with their fields as fields, where systemd says that there is one; else to stderr, a
-//! line each. Names are data here, too: no control character in one begins a line of its own or speaks to a terminal.
+//! Where messages go: into the journal with their fields as fields, where stderr is the journal; else to stderr, a line each.
+//! Names are data here, too: in the journal a message is one entry whatever is in it, and on stderr no control character begins
+//! a line of its own or speaks to a terminal.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::sys::stat::fstat;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -15,8 +18,7 @@ const PREFIX: &str = "AGENTD";
 pub fn init() {
     let filter = EnvFilter::try_from_env("AGENTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
-    // systemd says in this variable that stderr is the journal.
-    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let journal = is_the_journal(io::stderr().as_fd()).then(tracing_journald::layer).and_then(Result::ok);
     match journal {
         Some(journal) => {
             // A change that went well is no notice: those are for what somebody may want to look at.
@@ -32,6 +34,13 @@ pub fn init() {
             registry.with(stderr).init();
         }
     }
+}
+
+/// Whether this is the stream that systemd has made to the journal: its device and inode are in `JOURNAL_STREAM`, which what a
+/// service starts inherits, too (systemd.exec(5)).
+fn is_the_journal(stream: BorrowedFd<'_>) -> bool {
+    let told = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    fstat(stream).is_ok_and(|file| told == format!("{}:{}", file.st_dev, file.st_ino))
 }
 
 /// Writes what it is given in one go as one line.

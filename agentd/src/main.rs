@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agentd::backend::{self, Backend};
-use agentd::engine::Engine;
+use agentd::engine::{Engine, Settings};
 use agentd::socket::Socket;
 use agentd::store::{Store, StoreError};
 use agentd::{http, settings};
@@ -57,7 +57,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime can't be started")?;
-    runtime.block_on(serve(args, config))
+    let served = runtime.block_on(serve(args, config));
+    // A look-up in a user database that hangs would hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
 }
 
 async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
@@ -66,9 +69,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     let path = args.socket.clone().unwrap_or_else(|| config.server.socket.clone());
     let backends = backends(args, &config)?;
     let settings = settings::resolve(config)?;
-    for note in &settings.notes {
-        tracing::warn!("{note}");
-    }
+    warn_of(&settings);
     let engine = Engine::new(backends, settings, store, epoch());
     match engine.restore().await {
         Ok(()) => {}
@@ -98,6 +99,13 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     engine.end_record().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What of a config that is in force is hardly meant.
+fn warn_of(settings: &Settings) {
+    for warning in settings.config.warnings().iter().chain(&settings.notes) {
+        tracing::warn!("{warning}");
+    }
 }
 
 fn backends(args: &Args, config: &Config) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
@@ -189,13 +197,15 @@ fn take_config(engine: &Engine, path: &Path) {
         Ok(config) => match settings::resolve(config) {
             Ok(settings) => {
                 tracing::info!("{} is in force", path.display());
+                warn_of(&settings);
                 engine.set_settings(settings);
                 return;
             }
             Err(error) => error.to_string(),
         },
     };
-    tracing::error!("{} was not taken, and what was in force stays: {rejected}", path.display());
+    let line = rejected.replace('\n', "; ");
+    tracing::error!("{} was not taken, and what was in force stays: {line}", path.display());
     engine.note(rejected);
 }
 

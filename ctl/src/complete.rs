@@ -1,5 +1,5 @@
 //! What <TAB> offers: the commands and options as they are defined, and what the agentd that runs knows: instances and sizes.
-//! The shell asks ctl itself each time (`COMPLETE=bash ctl`), so nothing that is offered can be out of date.
+//! The shell asks ctl itself each time (`_CTL_COMPLETE=bash ctl`), so nothing that is offered can be out of date.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,8 +13,8 @@ use clap_complete::{ArgValueCandidates, CompleteEnv, CompletionCandidate};
 use crate::args::{Args, Shell};
 use crate::client::Client;
 
-/// The variable by which a shell asks.
-const VARIABLE: &str = "COMPLETE";
+/// The variable by which a shell asks. A name of our own: one that somebody else sets would turn every command into this.
+const VARIABLE: &str = "_CTL_COMPLETE";
 /// Nobody waits longer for a <TAB>.
 const TIME: Duration = Duration::from_secs(1);
 
@@ -72,8 +72,11 @@ fn sizes() -> Vec<CompletionCandidate> {
 
 /// Where agentd doesn't answer there is nothing to offer: an error would end up in the line that is being typed.
 fn ask<T: serde::de::DeserializeOwned>(path: &str) -> Option<T> {
-    // Another host's are not looked up: nobody waits for ssh after a <TAB>.
-    if std::env::var_os("AGENTD_HOST").is_some() || std::env::args().any(|word| word.starts_with("--host")) {
+    // Another host's are not looked up, nobody waits for ssh after a <TAB>; and another socket's are not this one's.
+    let elsewhere = |word: &str| ["--host", "--socket"].iter().any(|option| word.starts_with(option));
+    if std::env::var_os("AGENTD_HOST").is_some_and(|host| !host.is_empty())
+        || std::env::args().any(|word| elsewhere(&word))
+    {
         return None;
     }
     let socket = std::env::var_os("AGENTD_SOCKET").unwrap_or_else(|| OsString::from("/run/agentd/agentd.sock"));

@@ -3,6 +3,7 @@
 #
 #   packaging/deb/build.sh STAGE VERSION OUT     OUT/agentd_VERSION-1_ARCHITECTURE.deb
 set -euo pipefail
+umask 022
 here=$(dirname "$0")
 stage=$1 version=$2 out=$3
 

@@ -117,8 +117,9 @@ pub struct Who {
 }
 
 impl fmt::Display for Who {
+    /// The command in quotes: a process may give itself any name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "uid {} ({})", self.uid, self.command)
+        write!(f, "uid {} ({:?})", self.uid, self.command)
     }
 }
 

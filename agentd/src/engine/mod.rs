@@ -9,6 +9,7 @@ mod change;
 mod keys;
 mod read;
 mod recovery;
+mod refusals;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -107,6 +108,7 @@ struct Inner {
     /// Drift that is to be put back, and what was put back a moment ago.
     repairs: Mutex<HashMap<InstanceId, watch::Repair>>,
     keys: keys::Keys,
+    refusals: refusals::Refusals,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
     under_way: channel::Sender<HashMap<String, OperationView>>,
 }
@@ -135,6 +137,7 @@ impl Engine {
                 slots: Mutex::default(),
                 repairs: Mutex::default(),
                 keys: keys::Keys::default(),
+                refusals: refusals::Refusals::default(),
                 under_way: channel::Sender::default(),
             }),
         }
@@ -207,10 +210,20 @@ impl Engine {
         if self.settings().access.knows(&peer.caller) {
             return Ok(());
         }
-        let who = &peer.who;
-        tracing::warn!(uid = who.uid, pid = who.pid, "{who} is {}", Decision::NoRule);
+        self.tell_refusal(peer, "a request", &Decision::NoRule);
         Err(Problem::new(Code::Forbidden, format!("no rule lets uid {} in", peer.who.uid))
             .hint("an [[access]] rule of the config file must name your user or a group of yours"))
+    }
+
+    fn tell_refusal(&self, peer: &Peer, what: &str, decision: &Decision) {
+        let (who, uid, pid) = (&peer.who, peer.who.uid, peer.who.pid);
+        let (told, left_out) = self.inner.refusals.one_more(uid);
+        if left_out > 0 {
+            tracing::warn!(uid, "{left_out} more refusals of uid {uid} were left out here");
+        }
+        if told {
+            tracing::warn!(uid, pid, "{what} by {who}: {decision}");
+        }
     }
 
     /// Whether a caller may do this to an instance. One that its rules don't match is `not-found` to it, by the very name
@@ -222,7 +235,7 @@ impl Engine {
         if let Decision::Allowed { rule } = &decision {
             tracing::debug!(instance = %reference, uid, pid, rule, %right, "{right} of {reference} by {who}: {decision}");
         } else {
-            tracing::warn!(instance = %reference, uid, pid, %right, "{right} of {reference} by {who}: {decision}");
+            self.tell_refusal(peer, &format!("{right} of {reference}"), &decision);
         }
         match decision {
             Decision::Allowed { rule } => Ok(rule),

@@ -13,6 +13,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -116,7 +117,10 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
             let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
                 let (who, router) = (who.clone(), router.clone());
                 async move {
-                    request.extensions_mut().insert(peer::identify(who).await);
+                    match peer::identify(who).await {
+                        Ok(peer) => request.extensions_mut().insert(peer),
+                        Err(problem) => return Ok(problem::Refusal::from(problem).into_response()),
+                    };
                     router.oneshot(request.map(axum::body::Body::new)).await
                 }
             });

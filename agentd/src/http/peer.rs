@@ -2,7 +2,9 @@
 //! them. Decisions go by uid and gids; pid and command name are for the record.
 
 use agentd_core::access::Caller;
+use agentd_core::error::{Code, Problem};
 use agentd_core::operation::Who;
+use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, User, getgrouplist};
 use tokio::net::unix::UCred;
 
@@ -20,26 +22,32 @@ pub(super) fn connected(credentials: UCred) -> Who {
 }
 
 /// A caller with the groups that it has now. For each request: who is taken out of a group loses its rights with the next one,
-/// not when it hangs up. Root needs none.
-pub(super) async fn identify(who: Who) -> Peer {
+/// not when it hangs up; but for the group that the calling process runs as (`newgrp`), which is the kernel's word. Root needs
+/// none.
+///
+/// # Errors
+/// The user database does not answer.
+pub(super) async fn identify(who: Who) -> Result<Peer, Problem> {
     let (uid, gid) = (who.uid, who.gid);
     // The user database may be far away and slow: nobody else waits for it.
     let groups = match uid {
-        0 => Vec::new(),
-        _ => tokio::task::spawn_blocking(move || supplementary(uid, gid)).await.unwrap_or_default(),
+        0 => Ok(Vec::new()),
+        _ => tokio::task::spawn_blocking(move || supplementary(uid, gid)).await.unwrap_or(Err(Errno::EIO)),
     };
-    Peer { caller: Caller { uid, gid, groups }, who }
+    match groups {
+        Ok(groups) => Ok(Peer { caller: Caller { uid, gid, groups }, who }),
+        Err(error) => {
+            let detail = format!("the groups of uid {uid} can't be looked up: {error}");
+            tracing::warn!(uid, "{detail}");
+            Err(Problem::new(Code::Overloaded, detail)
+                .hint("nothing was done; try again, and look at the host's user database"))
+        }
+    }
 }
 
 /// The groups that the user database gives a user now. A uid without an entry has none but its own.
-fn supplementary(uid: u32, gid: u32) -> Vec<u32> {
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return Vec::new() };
-    let Ok(name) = std::ffi::CString::new(user.name) else { return Vec::new() };
-    match getgrouplist(&name, Gid::from_raw(gid)) {
-        Ok(groups) => groups.into_iter().map(Gid::as_raw).collect(),
-        Err(error) => {
-            tracing::warn!(uid, "the groups of uid {uid} can't be looked up, so it has none: {error}");
-            Vec::new()
-        }
-    }
+fn supplementary(uid: u32, gid: u32) -> Result<Vec<u32>, Errno> {
+    let Some(user) = User::from_uid(Uid::from_raw(uid))? else { return Ok(Vec::new()) };
+    let Ok(name) = std::ffi::CString::new(user.name) else { return Ok(Vec::new()) };
+    Ok(getgrouplist(&name, Gid::from_raw(gid))?.into_iter().map(Gid::as_raw).collect())
 }

@@ -37,7 +37,10 @@ struct Context {
 /// Runs the command that was typed.
 pub(crate) fn run(args: &Args) -> Report {
     let screen = Screen::new(args.global.output == Format::Json, args.global.quiet);
-    let tunnel = match args.global.host.as_deref().map(|host| tunnel(host, args)).transpose() {
+    // These two ask no agentd, wherever it is.
+    let local = matches!(args.command, Command::CheckConfig(_) | Command::Completions { .. });
+    let host = args.global.host.as_deref().filter(|host| !local && !host.is_empty());
+    let tunnel = match host.map(|host| Tunnel::open(host, &args.global.socket)).transpose() {
         Ok(tunnel) => tunnel,
         Err(failure) => return screen.failure(&failure),
     };
@@ -60,15 +63,6 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Completions { shell } => Ok(Report { out: complete::registration(*shell), ..Report::default() }),
     };
     report.unwrap_or_else(|failure| context.screen.failure(&failure))
-}
-
-/// What the command needs of another host.
-fn tunnel(host: &str, args: &Args) -> Result<Tunnel, Failure> {
-    if matches!(args.command, Command::CheckConfig(_) | Command::Completions { .. }) {
-        let detail = "this command asks no agentd, here or there".to_owned();
-        return Err(Failure::usage(detail, "leave out --host, and AGENTD_HOST".into()));
-    }
-    Tunnel::open(host, &args.global.socket)
 }
 
 impl Context {

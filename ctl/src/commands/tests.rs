@@ -117,7 +117,7 @@ fn a_config_file_is_checked_without_a_daemon() {
 fn each_shell_is_told_to_ask_ctl_itself() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&args(&format!("ctl completions {shell}"))).out;
-        assert!(script.contains("COMPLETE") && script.contains("ctl"), "{shell}: {script}");
+        assert!(script.contains("_CTL_COMPLETE") && script.contains("ctl"), "{shell}: {script}");
     }
 }
 

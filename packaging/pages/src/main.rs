@@ -61,7 +61,7 @@ fn daemon(folder: &Path) -> anyhow::Result<()> {
             ),
             (
                 "SIGTERM, SIGINT",
-                "Ends it once the changes under way have ended, after 45 seconds at the latest. What was not \
+                "Ends it once requests and changes under way have ended, after 75 seconds at the latest. What was not \
           ended by then, or by SIGKILL at any instant, is completed or taken back at the next start.",
             ),
         ],
@@ -112,7 +112,13 @@ fn daemon(folder: &Path) -> anyhow::Result<()> {
             ),
         ],
     );
-    section(&mut text, "EXIT STATUS", &["0 after SIGTERM or SIGINT, and where --check finds no fault; 1 otherwise."]);
+    section(
+        &mut text,
+        "EXIT STATUS",
+        &[
+            "0 after SIGTERM or SIGINT, and where --check finds no fault; 2 where the command line makes no sense; 1 otherwise.",
+        ],
+    );
     section(
         &mut text,
         "SEE ALSO",
@@ -167,6 +173,8 @@ fn config(folder: &Path) -> anyhow::Result<()> {
 fn about(section: &str) -> Option<&'static str> {
     Some(match section {
         "server" => "Where agentd listens and keeps its state. Only read_only may change with a reload.",
+        "libvirt" => "Virtual machines; without this section that kind is off. Changes take a restart.",
+        "docker" => "Containers; without this section that kind is off. Changes take a restart.",
         "capacity" => "What the host may promise to all instances together: (capacity - reserved) x overcommit.",
         "sizes.NAME" => "Any number of sizes, each under a name of its own: `ctl resize web --size NAME`.",
         "limit" => {
@@ -174,8 +182,8 @@ fn about(section: &str) -> Option<&'static str> {
              shrink_margin, stop_timeout and repair_drift the last one that matches wins."
         }
         "access" => {
-            "Any number of blocks, by the caller's user and groups as the kernel tells them. Root may do everything; whom \
-             no block names may do nothing."
+            "Any number of blocks, by the caller's user as the kernel tells it and the groups that the user database gives \
+             it at that moment. Root may do everything; whom no block names may do nothing."
         }
         _ => return None,
     })
