@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use agentd_tests::lab::{Domain, GuestImage, Host, wait_until};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 /// How long anything may take there: two emulated processors do it all.
@@ -79,7 +79,7 @@ fn populate(host: &Host) -> Result<()> {
     host.put(&image.kernel, &there.kernel.to_string_lossy())?;
     host.put(&image.initrd, &there.initrd.to_string_lossy())?;
     let xml = tempfile::NamedTempFile::new()?;
-    fs::write(xml.path(), Domain::new("web").vcpus(1, 4).memory(256, 256).xml(&there))?;
+    fs::write(xml.path(), Domain::new("web").vcpus(1, 8).memory(256, 256).xml(&there))?;
     host.put(xml.path(), "/root/web.xml")?;
     host.ssh("root", "virsh -q define web.xml && virsh -q start web")?;
     host.ssh(
@@ -186,7 +186,7 @@ fn who_may_do_what(host: &Host) -> Result<()> {
 }
 
 fn the_whole_job(host: &Host) -> Result<()> {
-    host.ssh("member", "ctl resize web --cpus 2 --memory 200MiB --cpu-limit 1.5 --wait 60s")?;
+    host.ssh("member", "ctl resize web --cpus 2 && ctl resize web --memory 200MiB --cpu-limit 1.5 --wait 60s")?;
     wait_until("the guest to say so", LIMIT, || {
         Ok(host.ssh("root", "tail -n 1 /var/log/libvirt/qemu/web-console.log")?.contains("nproc=2").then_some(()))
     })?;
@@ -205,7 +205,11 @@ fn the_whole_job(host: &Host) -> Result<()> {
     })?;
     host.ssh("root", "ctl stop container/db && ctl start container/db && ctl undo vm/web --wait 60s")?;
     let web = ctl(host, "show vm/web")?;
-    assert_eq!((&web["cpus"]["persistent"], &web["cpu_limit"]["accepted"]), (&json!(1), &json!("none")), "{web}");
+    assert_eq!(
+        (&web["memory"]["persistent"], &web["cpu_limit"]["accepted"]),
+        (&json!(256 << 20), &json!("none")),
+        "{web}"
+    );
     let health = ctl(host, "health")?;
     ensure!(health["ok"] == true, "{health}");
     Ok(())
@@ -310,6 +314,8 @@ fn nested_kvm(host: &Host) -> Result<()> {
     let made = "sed -e \"s/type='qemu'/type='kvm'/\" -e 's/<name>web/<name>fast/' -e 's/web-console/fast-console/' web.xml >fast.xml && \
                 virsh -q define fast.xml && timeout 120 virsh -q start fast && \
                 for n in $(seq 90); do tail -n 1 /var/log/libvirt/qemu/fast-console.log | grep -q STAT && exit 0; sleep 1; done; exit 1";
+    // The emulated one goes first: two guests are many for two emulated processors.
+    let _ = host.try_ssh("root", "virsh -q destroy web");
     if exit(host, "root", made).unwrap_or(255) != 0 {
         println!("SKIPPED: no VM runs on nested KVM here");
         return Ok(());
@@ -435,16 +441,81 @@ fn host_goes_down(host: &mut Host) -> Result<()> {
     Ok(())
 }
 
-/// What `make test-fast` leaves out.
+fn upgraded_in_a_change(host: &Host) -> Result<()> {
+    // The next version: the same files under a higher number.
+    host.ssh(
+        "root",
+        "dpkg-deb -R agentd.deb next && sed -i 's/^Version: .*/&.1/' next/DEBIAN/control && \
+         dpkg-deb -b next next.deb >/dev/null && echo '# edited' >>/etc/agentd/agentd.toml",
+    )?;
+    let socket = host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?;
+    // As apt does it, but for the seconds that it takes between the two: they are longer than a hanging call.
+    host.ssh("root", "dpkg --unpack next.deb 2>&1")?;
+    let operation = in_the_middle(host)?;
+    let goes_on = "(until systemctl is-active agentd | grep -q deactivating; do sleep 0.2; done; sleep 1; \
+                   pkill -CONT -f '[g]uest=web') >/dev/null 2>&1 &";
+    host.ssh("root", &format!("{goes_on} dpkg --configure agentd 2>&1"))?;
+    let view = ended(host, &operation)?;
+    whole(host, &view)?;
+    wait_until("ctl to end", LIMIT, || Ok((exit(host, "root", "pgrep -x ctl")? != 0).then_some(())))?;
+    println!("ctl meanwhile: {}", host.ssh("root", "cat /root/ctl.out")?);
+    assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
+    assert_eq!(host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?, socket, "the socket stayed");
+    ensure!(host.ssh("root", "dpkg-query -W agentd")?.ends_with(".1"), "the next version");
+    up(host)
+}
+
+fn removed_and_purged(host: &Host) -> Result<()> {
+    host.ssh("root", "apt-get remove -y agentd 2>&1")?;
+    assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
+    assert_eq!(exit(host, "root", "test -e /etc/agentd/agentd.toml && test -e /var/lib/agentd/agentd.db")?, 0, "kept");
+    assert_eq!(exit(host, "root", "test -e /run/agentd || test -e /usr/sbin/agentd")?, 1, "gone");
+    // Back again: the config and the record are those of before.
+    host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?;
+    up(host)?;
+    let history = ctl(host, "history vm/web")?;
+    ensure!(history["items"].as_array().is_some_and(|items| !items.is_empty()), "{history}");
+    // What an administrator has switched off stays off.
+    host.ssh("root", "systemctl disable --now agentd.service 2>&1 && dpkg -i next.deb 2>&1")?;
+    assert_eq!(host.ssh("root", "systemctl is-enabled agentd.service || true")?, "disabled");
+    host.ssh("root", "apt-get purge -y agentd 2>&1")?;
+    let places = "/etc/agentd /var/lib/agentd /run/agentd /etc/systemd/system/agentd* /etc/systemd/system/*/agentd*";
+    assert_eq!(host.ssh("root", &format!("ls -d {places} 2>/dev/null || true"))?, "", "nothing is left");
+    Ok(())
+}
+
+/// The rpm's files and scripts, on the same systemd. Its dependencies have other names here.
+fn as_an_rpm(host: &Host) -> Result<()> {
+    host.put(&package("rpm")?, "/root/agentd.rpm")?;
+    host.ssh("root", "rpm -i --nodeps agentd.rpm 2>&1")?;
+    up(host)?;
+    host.ssh(
+        "root",
+        "docker start db && ctl resize container/db --cpus 0.4 && echo '# edited' >>/etc/agentd/agentd.toml",
+    )?;
+    let pid = host.ssh("root", "systemctl show -P MainPID agentd")?;
+    host.ssh("root", "rpm -U --nodeps --force agentd.rpm 2>&1")?;
+    up(host)?;
+    assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
+    ensure!(host.ssh("root", "systemctl show -P MainPID agentd")? != pid, "the new one runs");
+    host.ssh("root", "rpm -e --nodeps agentd 2>&1")?;
+    assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
+    assert_eq!(exit(host, "root", "test -e /usr/bin/ctl || test -e /run/agentd")?, 1, "gone");
+    assert_eq!(exit(host, "root", "test -e /etc/agentd/agentd.toml.rpmsave")?, 0, "an edited config is kept");
+    host.ssh("root", "rpm -i --nodeps agentd.rpm 2>&1")?;
+    up(host)
+}
+
+/// What `make test-fast` leaves out. One test, because a host takes minutes to come up with what runs on it.
 mod on_a_host {
     use super::*;
 
     #[test]
-    fn the_package_alone_makes_a_hardened_service_that_a_group_can_use() -> Result<()> {
-        let host = installed()?;
+    fn the_package_does_all_that_it_says_from_the_first_install_to_the_purge() -> Result<()> {
+        let mut host = installed()?;
         let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -n 1")?;
         let level = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).context("a level")?;
-        ensure!(level <= 1.3, "{exposure}");
+        ensure!(level <= 0.9, "README says 0.9: {exposure}");
         populate(&host)?;
         roomy(&host)?;
         let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;
@@ -455,85 +526,14 @@ mod on_a_host {
         the_config_lives(&host).context("the config's life")?;
         what_a_shell_finds(&host).context("manual pages and completions")?;
         from_another_machine(&host).context("ctl --host")?;
-        nested_kvm(&host)
-    }
-
-    #[test]
-    fn it_survives_its_own_death_and_that_of_the_host() -> Result<()> {
-        let mut host = installed()?;
-        populate(&host)?;
-        roomy(&host)?;
-        engines_in_any_order(&host).context("engines in any order")?;
+        upgraded_in_a_change(&host).context("upgraded in a change")?;
         killed_in_a_change(&host).context("killed in a change")?;
         hung(&host).context("the watchdog")?;
-        host_goes_down(&mut host).context("the host goes down in a change")
-    }
-
-    #[test]
-    fn it_is_upgraded_in_a_change_removed_and_purged_as_deb_and_as_rpm() -> Result<()> {
-        let host = installed()?;
-        populate(&host)?;
-        roomy(&host)?;
-        // The next version: the same files under a higher number.
-        host.ssh(
-            "root",
-            "dpkg-deb -R agentd.deb next && sed -i 's/^Version: .*/&.1/' next/DEBIAN/control && dpkg-deb -b next next.deb >/dev/null && \
-             echo '# edited' >>/etc/agentd/agentd.toml",
-        )?;
-        let socket = host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?;
-        // As apt does it, but for the seconds that it takes between the two: they are longer than a hanging call.
-        host.ssh("root", "dpkg --unpack next.deb 2>&1")?;
-        let operation = in_the_middle(&host)?;
-        let goes_on = "(until systemctl is-active agentd | grep -q deactivating; do sleep 0.2; done; sleep 1; \
-                       pkill -CONT -f '[g]uest=web') >/dev/null 2>&1 &";
-        host.ssh("root", &format!("{goes_on} dpkg --configure agentd 2>&1"))?;
-        let view = ended(&host, &operation)?;
-        whole(&host, &view)?;
-        wait_until("ctl to end", LIMIT, || Ok((exit(&host, "root", "pgrep -x ctl")? != 0).then_some(())))?;
-        println!("ctl meanwhile: {}", host.ssh("root", "cat /root/ctl.out")?);
-        assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
-        assert_eq!(host.ssh("root", "stat -c %i /run/agentd/agentd.sock")?, socket, "the socket stayed");
-        ensure!(host.ssh("root", "dpkg-query -W agentd")?.ends_with(".1"), "the next version");
-        up(&host)?;
-
-        host.ssh("root", "apt-get remove -y agentd 2>&1")?;
-        assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
-        assert_eq!(
-            exit(&host, "root", "test -e /etc/agentd/agentd.toml && test -e /var/lib/agentd/agentd.db")?,
-            0,
-            "kept"
-        );
-        assert_eq!(exit(&host, "root", "test -e /run/agentd || test -e /usr/sbin/agentd")?, 1, "gone");
-        // Back again: the config and the record are those of before.
-        host.ssh("root", "apt-get install -y ./agentd.deb 2>&1")?;
-        up(&host)?;
-        ensure!(
-            !ctl(&host, "history vm/web")?["items"].as_array().context("a list")?.is_empty(),
-            "the history is there"
-        );
-        host.ssh("root", "apt-get purge -y agentd 2>&1")?;
-        let left = host.ssh(
-            "root",
-            "ls -d /etc/agentd /var/lib/agentd /run/agentd /etc/systemd/system/agentd* /etc/systemd/system/*/agentd* 2>/dev/null || true",
-        )?;
-        assert_eq!(left, "", "nothing is left");
-
-        // The rpm's files and scripts, on the same systemd. Its dependencies have other names here.
-        host.put(&package("rpm")?, "/root/agentd.rpm")?;
-        host.ssh("root", "rpm -i --nodeps agentd.rpm 2>&1")?;
-        up(&host)?;
-        host.ssh("root", "ctl resize container/db --cpus 0.4 && echo '# edited' >>/etc/agentd/agentd.toml")?;
-        let pid = host.ssh("root", "systemctl show -P MainPID agentd")?;
-        host.ssh("root", "rpm -U --nodeps --force agentd.rpm 2>&1")?;
-        up(&host)?;
-        assert_eq!(host.ssh("root", "tail -n 1 /etc/agentd/agentd.toml")?, "# edited");
-        ensure!(host.ssh("root", "systemctl show -P MainPID agentd")? != pid, "the new one runs");
-        host.ssh("root", "rpm -e --nodeps agentd 2>&1")?;
-        ensure!(exit(&host, "root", "test -e /etc/agentd/agentd.toml.rpmsave")? == 0, "an edited config is kept");
-        assert_eq!(host.ssh("root", "systemctl is-active agentd.service agentd.socket || true")?, "inactive\ninactive");
-        if exit(&host, "root", "test -e /usr/bin/ctl || test -e /run/agentd")? == 0 {
-            bail!("the rpm left something behind");
-        }
-        Ok(())
+        engines_in_any_order(&host).context("engines in any order")?;
+        host_goes_down(&mut host).context("the host goes down in a change")?;
+        removed_and_purged(&host).context("removed and purged")?;
+        as_an_rpm(&host).context("as an rpm")?;
+        // The last, because it may take the emulated host with it.
+        nested_kvm(&host)
     }
 }
