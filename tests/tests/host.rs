@@ -314,6 +314,7 @@ fn nested_kvm(host: &Host) -> Result<()> {
     let made = "sed -e \"s/type='qemu'/type='kvm'/\" -e 's/<name>web/<name>fast/' -e 's/web-console/fast-console/' web.xml >fast.xml && \
                 virsh -q define fast.xml && timeout 120 virsh -q start fast && \
                 for n in $(seq 90); do tail -n 1 /var/log/libvirt/qemu/fast-console.log | grep -q STAT && exit 0; sleep 1; done; exit 1";
+    roomy(host)?;
     // The emulated one goes first: two guests are many for two emulated processors.
     let _ = host.try_ssh("root", "virsh -q destroy web");
     if exit(host, "root", made).unwrap_or(255) != 0 {
