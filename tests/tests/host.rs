@@ -4,11 +4,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use agentd_tests::lab::{Domain, GuestImage, Host, wait_until};
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// How long anything may take there: two emulated processors do it all.
@@ -306,7 +308,35 @@ fn from_another_machine(host: &Host) -> Result<()> {
     ensure!(code == 3 && text.contains("no agentd answers"), "{code}: {text}");
     let (code, text) = remote("nobody-there", "list")?;
     ensure!(code == 3 && text.contains("ssh"), "{code}: {text}");
-    Ok(())
+    // No shell is asked for anything.
+    host.ssh("root", "usermod -s /usr/bin/cat labelled && cp -r /home/member/.ssh /home/labelled/ && chown -R labelled: /home/labelled/.ssh")?;
+    let (code, text) = remote("labelled", "list")?;
+    ensure!(code == 0 && text.contains("container/cache"), "{code}: {text}");
+
+    // Interrupted while it waits: the change goes on there, and here neither its ssh nor its folder is left.
+    host.ssh("root", "pkill -STOP -f '[g]uest=web'")?;
+    let waiting = Command::new(&ctl)
+        .env("PATH", &path)
+        .env("TMPDIR", folder.path())
+        .args(["--host", &format!("ssh://member@127.0.0.1:{port}"), "resize", "vm/web", "--cpus", "+1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let operation = under_way(host)?;
+    let ours = format!("{}/ctl-", folder.path().display());
+    let of_ssh = || Command::new("pgrep").args(["-f", &ours]).output();
+    ensure!(of_ssh()?.status.success(), "an ssh is there");
+    kill(Pid::from_raw(waiting.id().cast_signed()), Signal::SIGINT)?;
+    let output = waiting.wait_with_output()?;
+    let code = output.status.code();
+    ensure!(code == Some(130), "{code:?}: {}", printed(output));
+    wait_until("no ssh of it", LIMIT, || Ok((!of_ssh()?.status.success()).then_some(())))?;
+    let left = fs::read_dir(folder.path())?.filter_map(Result::ok).map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("ctl-")).collect();
+    ensure!(left.is_empty(), "{left:?}");
+    host.ssh("root", "pkill -CONT -f '[g]uest=web'")?;
+    let view = ended(host, &operation)?;
+    whole(host, &view)
 }
 
 /// A VM on KVM inside an emulated host: what is emulated there may not be up to it, which is no fault of agentd's.
@@ -355,6 +385,11 @@ fn engines_in_any_order(host: &Host) -> Result<()> {
 fn in_the_middle(host: &Host) -> Result<String> {
     host.ssh("root", "pkill -STOP -f '[g]uest=web'")?;
     host.ssh("root", "nohup ctl resize vm/web --cpus +1 >/root/ctl.out 2>&1 </dev/null & sleep 0.1")?;
+    under_way(host)
+}
+
+/// The id of the operation that is under way on the VM, once it has begun a step.
+fn under_way(host: &Host) -> Result<String> {
     wait_until("a step under way", LIMIT, || {
         let socket = "curl -s --unix-socket /run/agentd/agentd.sock 'http://agentd/v1/operations?ref=vm/web'";
         let operations: Value = serde_json::from_str(&host.ssh("root", socket)?)?;
@@ -479,7 +514,10 @@ fn removed_and_purged(host: &Host) -> Result<()> {
     // What an administrator has switched off stays off.
     host.ssh("root", "systemctl disable --now agentd.service 2>&1 && dpkg -i next.deb 2>&1")?;
     assert_eq!(host.ssh("root", "systemctl is-enabled agentd.service || true")?, "disabled");
-    host.ssh("root", "apt-get purge -y agentd 2>&1")?;
+    host.ssh("root", "systemctl mask agentd.service agentd.socket 2>&1 && dpkg -i next.deb 2>&1")?;
+    assert_eq!(host.ssh("root", "systemctl is-enabled agentd.service agentd.socket || true")?, "masked\nmasked");
+    assert_eq!(exit(host, "root", "pgrep -x agentd")?, 1, "it was started all the same");
+    host.ssh("root", "systemctl unmask agentd.service agentd.socket 2>&1 && apt-get purge -y agentd 2>&1")?;
     let places = "/etc/agentd /var/lib/agentd /run/agentd /etc/systemd/system/agentd* /etc/systemd/system/*/agentd*";
     assert_eq!(host.ssh("root", &format!("ls -d {places} 2>/dev/null || true"))?, "", "nothing is left");
     Ok(())
