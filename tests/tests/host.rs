@@ -255,24 +255,23 @@ fn what_a_shell_finds(host: &Host) -> Result<()> {
         let text = host.ssh("root", &format!("MANPAGER=cat MANWIDTH=100 man {page}"))?;
         ensure!(words.split('|').all(|word| text.contains(word)), "{page}: {text}");
     }
-    // A login of a user as the distribution makes one.
+    // A login of a user as the distribution makes one, each with a terminal of its own.
     let tmux = |keys: &str, sees: &str| -> Result<()> {
-        host.ssh(
-            "member",
-            "cd; tmux kill-server 2>/dev/null; tmux -f /dev/null new-session -d -x 160 -y 50 'bash -i'",
-        )?;
+        let named = format!("tmux -f /dev/null -L {}", keys.replace(' ', "_"));
+        host.ssh("member", &format!("cd; {named} new-session -d -x 160 -y 50 'bash -i'"))?;
         std::thread::sleep(Duration::from_secs(2));
-        host.ssh("member", &format!("tmux send-keys '{keys}' Tab; sleep 2; tmux send-keys Tab"))?;
+        host.ssh("member", &format!("{named} send-keys '{keys}' Tab; sleep 2; {named} send-keys Tab"))?;
+        let screen = || host.ssh("member", &format!("{named} capture-pane -p"));
         wait_until(&format!("{sees:?} after {keys:?} and <TAB>"), LIMIT, || {
-            let screen = host.ssh("member", "tmux capture-pane -p")?;
+            let screen = screen()?;
             Ok(sees.split('|').all(|word| screen.contains(word)).then_some(()))
         })
-        .with_context(|| host.ssh("member", "tmux capture-pane -p").unwrap_or_default())
+        .with_context(|| screen().unwrap_or_default())?;
+        host.ssh("member", &format!("{named} kill-server")).map(drop)
     };
     tmux("ctl ", "resize|capacity|history|undo")?;
     tmux("ctl resize ", "vm/web|container/db|container/cache")?;
-    tmux("ctl resize --mem", "--memory")?;
-    host.ssh("member", "tmux kill-server").map(drop)
+    tmux("ctl resize --mem", "--memory")
 }
 
 /// From here, which is outside: by the system's ssh, which finds its key and the host's in a config of its own.
