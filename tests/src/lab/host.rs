@@ -142,6 +142,8 @@ impl Host {
         let key = self.folder.path().join("key");
         command.arg("-i").arg(key).args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
         command.args(["-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes"]);
+        // A host that hangs ends what waits for it: three minutes without a sign of life are long, also for an emulated one.
+        command.args(["-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=6"]);
         // One connection for all: each of its own takes a second of an emulated machine.
         let control = format!("ControlPath={}", self.folder.path().join("ssh").display());
         command.args(["-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", &control]);
