@@ -155,29 +155,34 @@ fn a_cpu_limit_shows_in_the_cgroup_and_in_what_a_busy_guest_gets() -> Result<()>
         Ok((loops as f64 / (stats[lines].up - stats[1].up), used))
     };
     // A machine with other work has less than a whole CPU to give, and half of that says nothing about the limit: rounds
-    // count in which the guest did get what 1.0 allows. One limit after the other, since machines speed up and slow down.
-    let (mut ratios, mut disturbed) = (Vec::new(), Vec::new());
-    while ratios.len() < 3 {
+    // count in which the guest got what each limit allows. One limit after the other, since machines speed up and slow down.
+    let (mut of_time, mut of_loops, mut disturbed) = (Vec::new(), Vec::new(), Vec::new());
+    while of_time.len() < 5 {
         let mut rates = Vec::new();
         for (limit, told) in [("1.0", json!(1)), ("0.5", json!(0.5))] {
             let output = agentd.ctl(&["resize", "busy", "--cpu-limit", limit]);
             assert_eq!(code(&output), 0, "{output:?}");
             assert_eq!(observed()?, told);
-            rates.push(rate(8)?);
+            rates.push(rate(6)?);
         }
-        let ((whole, used), (half, _)) = (rates[0], rates[1]);
-        if used > 0.9 {
-            ratios.push(half / whole)
+        let ((whole, whole_time), (half, half_time)) = (rates[0], rates[1]);
+        if whole_time > 0.9 && half_time > 0.45 {
+            of_time.push(half_time / whole_time);
+            of_loops.push(half / whole);
         } else {
-            disturbed.push(used)
+            disturbed.push((whole_time, half_time));
         }
         assert!(disturbed.len() < 12, "this machine has no whole CPU to give, only {disturbed:?}");
     }
-    ratios.sort_by(f64::total_cmp);
-    assert!(
-        (ratios[1] - 0.5).abs() <= 0.1,
-        "a half of the time gives {ratios:?} of the rounds, disturbed {disturbed:?}"
-    );
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[2]
+    };
+    let (time, loops) = (median(&mut of_time), median(&mut of_loops));
+    let told = format!("{of_time:?} of the time, {of_loops:?} of the rounds, disturbed {disturbed:?}");
+    assert!((time - 0.5).abs() <= 0.1, "half of the limit gives {told}");
+    // How much a guest gets done in its time is also its neighbours' doing: it has to get markedly less done, no more.
+    assert!((0.25..=0.75).contains(&loops), "half of the limit gives {told}");
     let cgroup_says = guest.virsh("schedinfo", &["--live"])?;
     assert!(cgroup_says.contains("50000"), "{cgroup_says}");
     let output = agentd.ctl(&["resize", "busy", "--cpu-limit", "none"]);
