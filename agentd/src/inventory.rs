@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Move};
 use agentd_core::config::Config;
-use agentd_core::drift::{drift, is_of, left_by};
+use agentd_core::drift::{drift, drift_after, is_of};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
 use agentd_core::operation::{Operation, Outcome};
@@ -222,11 +222,11 @@ impl Book {
         }
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
         let holds = old.map(|old| old.holds.clone()).unwrap_or_default();
-        let doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
+        let mut doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed));
         let mut moves = match old {
             Some(old) if !unseen => match ended {
-                Some(ended) => drift(&left_by(ended, old.last_readable()), &observed),
+                Some(ended) => drift_after(ended, old.last_readable(), &observed),
                 None => drift(old.last_readable(), &observed),
             },
             _ => Vec::new(),
@@ -235,6 +235,11 @@ impl Book {
         // to move, nobody knows whether it moved by itself.
         let own = ended.filter(|ended| ended.outcome != Outcome::Changed && !ended.was_overwritten());
         let own = own.map(|ended| &ended.targets);
+        if let Some(done) = ended.filter(|ended| ended.outcome == Outcome::Changed)
+            && let Some(place) = doubtful.iter().position(|targets| *targets == done.targets)
+        {
+            doubtful.remove(place);
+        }
         moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
         let readable = old
             .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)

@@ -21,12 +21,21 @@ pub fn moves(before: &Observed, after: &Observed) -> Vec<Move> {
 /// What was changed behind the daemon's back between two observations with no change of its own in between. A value that
 /// another start brought, or one that could not be read before or can't be now, was changed by nobody.
 pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
+    drift_from(before, before, after)
+}
+
+/// The same with a change of its own in between, which has left it as `left` where nobody else has touched it.
+pub fn drift_after(ended: &Operation, before: &Observed, after: &Observed) -> Vec<Move> {
+    drift_from(before, &left_by(ended, before), after)
+}
+
+fn drift_from(before: &Observed, left: &Observed, after: &Observed) -> Vec<Move> {
     if before.id != after.id {
         return Vec::new();
     }
     let same_run = before.boot.is_some() && same_boot(before.boot.as_deref(), after.boot.as_deref());
     let told = |saved: bool, known: bool| known && (saved || same_run);
-    let mut moves = moves(before, after);
+    let mut moves = moves(left, after);
     // A guest that has just started gives back, in its own time, what it was booted with beyond what is saved.
     let at = |value: Option<Limit<_>>| value.and_then(Limit::at);
     let settles = before.reference.kind() == crate::instance::Kind::Vm
@@ -45,7 +54,7 @@ pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
 
 /// What is there after a change that was seen to be done, if nobody else has touched it since: what was there before it, with
 /// what it has set.
-pub fn left_by(operation: &Operation, before: &Observed) -> Observed {
+fn left_by(operation: &Operation, before: &Observed) -> Observed {
     fn set<T: Copy>(reading: &mut Reading<T>, aim: Option<Aim<T>>) {
         let Some(aim) = aim else { return };
         if aim.live {
@@ -87,7 +96,7 @@ pub fn made(operation: &Operation, observed: Option<&Observed>) -> Vec<Move> {
     ) -> Vec<MoveOf<T>> {
         let Some(aim) = aim else { return Vec::new() };
         let after = |seen: Option<Limit<T>>, set: Option<Limit<T>>| match (seen, set) {
-            (Some(seen), Some(set)) if !same(set, seen) => Some(set),
+            (Some(seen), Some(set)) if !same(set, seen) && !same(seen, set) => Some(set),
             (seen, _) => seen,
         };
         let accepted = after(reading.and_then(|seen| seen.accepted), set.and_then(|set| set.accepted));

@@ -243,9 +243,10 @@ impl Engine {
 
     fn end_of(&self, operation: &Operation, reply: &Reply, observed: Option<&Observed>) -> Vec<Entry> {
         let mut entries = vec![Entry::Operation(Box::new(operation.clone()), Some(Box::new(reply.clone())))];
-        // With its hold, where that left one, and with what others changed meanwhile: none is on record without the other.
-        entries.extend(self.book().take_unrecorded_and(operation.instance_id()));
         entries.push(told(operation, observed));
+        // With its hold, where that left one, and with what others changed meanwhile: none is on record without the other. It
+        // comes after the change, whose values it is told from.
+        entries.extend(self.book().take_unrecorded_and(operation.instance_id()));
         entries
     }
 

@@ -242,25 +242,40 @@ async fn a_call_that_hangs_is_unknown_keeps_its_charge_and_is_settled_by_what_is
 
 #[tokio::test(start_paused = true)]
 async fn what_somebody_else_changed_meanwhile_is_not_undone() {
-    let faults = serde_json::json!([{"instance": "vm/web", "nth": 0, "fault": "guest-late"}]);
-    let (engine, fake) = engine(web(&faults), CONFIG);
-    // Memory is accepted and waited for; meanwhile somebody changes it.
-    let body = serde_json::json!({"memory": "2GiB", "cpus": 4, "apply": "live"});
-    let running = engine.submit(peer(), resize(&body, Duration::from_secs(5)), None).unwrap();
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let theirs = Some(Limit::At(ByteCount::mib(1536)));
-    fake.meddle("web", &Values { memory: theirs, ..Values::default() });
-    let failure = engine.reply(running).await.unwrap_err();
-    assert_eq!(seen(&fake).await.memory.accepted, theirs, "{}", failure.problem);
-    assert_eq!(
-        (failure.problem.code, failure.operation.unwrap().outcome),
-        (Code::VersionMismatch, Outcome::RolledBack)
-    );
-    // Nothing of the change is left, so nothing is held; what they set is drift.
-    assert!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.is_empty());
-    let history = engine.store().history(Page { limit: 10, ..Page::default() }).await.unwrap();
-    let told: Vec<_> = history.iter().rev().map(|entry| (entry.happening, entry.moves.len())).collect();
-    assert_eq!(told, [(Happening::Drift, 1), (Happening::Change, 0)]);
+    for (body, theirs, code) in [
+        // Nothing of the change is left, so nothing is held; what they set is drift, told after the change.
+        (
+            serde_json::json!({"cpu_limit": 1.5, "cpus": 4, "apply": "live"}),
+            Values { cpu_limit: Some(Limit::At(Cpus::whole(1))), ..Values::default() },
+            Code::VersionMismatch,
+        ),
+        // No hypervisor tells a balloon's target: the guest may follow ours yet.
+        (
+            serde_json::json!({"memory": "2GiB", "cpus": 4, "apply": "live"}),
+            Values { memory: Some(Limit::At(ByteCount::mib(1536))), ..Values::default() },
+            Code::Partial,
+        ),
+    ] {
+        let faults = serde_json::json!([{"instance": "vm/web", "nth": 0, "fault": "guest-late"}]);
+        let (engine, fake) = engine(web(&faults), CONFIG);
+        // It is accepted and waited for; meanwhile somebody changes it.
+        let running = engine.submit(peer(), resize(&body, Duration::from_secs(5)), None).unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fake.meddle("web", &theirs);
+        let failure = engine.reply(running).await.unwrap_err();
+        let now = seen(&fake).await;
+        assert!(theirs.cpu_limit.is_none_or(|theirs| now.cpu_limit.accepted == Some(theirs)), "{}", failure.problem);
+        assert!(theirs.memory.is_none_or(|theirs| now.memory.accepted == Some(theirs)), "{}", failure.problem);
+        let partial = code == Code::Partial;
+        let outcome = if partial { Outcome::Partial } else { Outcome::RolledBack };
+        assert_eq!((failure.problem.code, failure.operation.unwrap().outcome), (code, outcome));
+        let holds = engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.len();
+        assert_eq!(holds, usize::from(partial));
+        let history = engine.store().history(Page { limit: 10, ..Page::default() }).await.unwrap();
+        let told: Vec<_> = history.iter().rev().map(|entry| (entry.happening, entry.moves.len())).collect();
+        let expected = [(Happening::Change, usize::from(partial)), (Happening::Drift, 1)];
+        assert_eq!(told, expected[..2 - usize::from(partial)]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

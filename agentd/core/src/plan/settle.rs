@@ -115,7 +115,9 @@ pub fn overwritten(action: &Action, observed: &Observed) -> bool {
     ) -> bool {
         let Some(set) = set else { return true };
         let differs = |value: Option<Limit<T>>| value.is_some_and(|value| !same(set, value));
-        let (live, saved) = (differs(now.accepted), differs(now.persistent));
+        // What is accepted and what is enforced are two things.
+        let live = differs(now.accepted) && (now.observed.is_none() || differs(now.observed));
+        let saved = differs(now.persistent);
         match scope {
             Scope::Live => live,
             Scope::Saved => saved,
