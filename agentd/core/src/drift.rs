@@ -4,16 +4,15 @@ use crate::api::{Move, MoveOf};
 use crate::instance::{Observed, Reading};
 use crate::operation::{Operation, Outcome, same_boot};
 use crate::plan::{Aim, Targets, same_cpu_time};
-use crate::units::Limit;
+use crate::units::{Cpus, Limit};
 
 /// The values that differ, those that run and those that are saved.
 pub fn moves(before: &Observed, after: &Observed) -> Vec<Move> {
     let mut moves = Vec::new();
-    let cpus = |a, b| a == b || same_cpu_time(a, b) || same_cpu_time(b, a);
     let whole = |a, b| a == b;
     let is_vm = before.reference.kind() == crate::instance::Kind::Vm;
-    moves.extend(field(&before.cpus, &after.cpus, if is_vm { whole } else { cpus }).into_iter().map(Move::Cpus));
-    moves.extend(field(&before.cpu_limit, &after.cpu_limit, cpus).into_iter().map(Move::CpuLimit));
+    moves.extend(field(&before.cpus, &after.cpus, if is_vm { whole } else { about_same }).into_iter().map(Move::Cpus));
+    moves.extend(field(&before.cpu_limit, &after.cpu_limit, about_same).into_iter().map(Move::CpuLimit));
     moves.extend(field(&before.memory, &after.memory, |a, b| a == b).into_iter().map(Move::Memory));
     moves
 }
@@ -55,13 +54,13 @@ fn drift_from(before: &Observed, left: &Observed, after: &Observed) -> Vec<Move>
 /// What is there after a change that was seen to be done, if nobody else has touched it since: what was there before it, with
 /// what it has set.
 fn left_by(operation: &Operation, before: &Observed) -> Observed {
-    fn set<T: Copy>(reading: &mut Reading<T>, aim: Option<Aim<T>>) {
+    fn set<T: Copy + PartialEq>(reading: &mut Reading<T>, aim: Option<Aim<T>>) {
         let Some(aim) = aim else { return };
         if aim.live {
             reading.accepted = Some(aim.requested);
         }
         if aim.saved {
-            reading.persistent = Some(aim.saved_requested.unwrap_or(aim.requested));
+            reading.persistent = Some(aim.to_save());
         }
     }
     let mut left = before.clone();
@@ -91,29 +90,30 @@ pub fn made(operation: &Operation, observed: Option<&Observed>) -> Vec<Move> {
     fn sides<T: Copy + PartialEq>(
         aim: Option<Aim<T>>,
         reading: Option<&Reading<T>>,
-        set: Option<&Reading<T>>,
+        done: bool,
         same: fn(Limit<T>, Limit<T>) -> bool,
     ) -> Vec<MoveOf<T>> {
         let Some(aim) = aim else { return Vec::new() };
-        let after = |seen: Option<Limit<T>>, set: Option<Limit<T>>| match (seen, set) {
-            (Some(seen), Some(set)) if !same(set, seen) && !same(seen, set) => Some(set),
-            (seen, _) => seen,
-        };
-        let accepted = after(reading.and_then(|seen| seen.accepted), set.and_then(|set| set.accepted));
-        let persistent = after(reading.and_then(|seen| seen.persistent), set.and_then(|set| set.persistent));
+        let after = |seen: Option<Limit<T>>, set| seen.map(|seen| if done && !same(set, seen) { set } else { seen });
+        let accepted = after(reading.and_then(|reading| reading.accepted), aim.requested);
+        let persistent = after(reading.and_then(|reading| reading.persistent), aim.to_save());
         let live = MoveOf { saved: false, before: aim.before, after: accepted };
         let saved = MoveOf { saved: true, before: aim.saved_before, after: persistent };
         let sides = [aim.live.then_some(live), aim.saved.then_some(saved)];
         sides.into_iter().flatten().filter(|moved| moved.before != moved.after).collect()
     }
-    let targets = &operation.targets;
-    let set = observed.filter(|_| operation.outcome == Outcome::Changed).map(|seen| left_by(operation, seen));
-    let (seen, set) = (observed, set.as_ref());
-    let cpus = sides(targets.cpus, seen.map(|o| &o.cpus), set.map(|o| &o.cpus), same_cpu_time);
-    let cpu_limit = sides(targets.cpu_limit, seen.map(|o| &o.cpu_limit), set.map(|o| &o.cpu_limit), same_cpu_time);
-    let memory = sides(targets.memory, seen.map(|o| &o.memory), set.map(|o| &o.memory), |a, b| a == b);
-    let (cpus, cpu_limit) = (cpus.into_iter().map(Move::Cpus), cpu_limit.into_iter().map(Move::CpuLimit));
-    cpus.chain(cpu_limit).chain(memory.into_iter().map(Move::Memory)).collect()
+    let (targets, done) = (&operation.targets, operation.outcome == Outcome::Changed);
+    let mut moves: Vec<Move> = Vec::new();
+    moves.extend(sides(targets.cpus, observed.map(|o| &o.cpus), done, about_same).into_iter().map(Move::Cpus));
+    let cpu_limit = sides(targets.cpu_limit, observed.map(|o| &o.cpu_limit), done, about_same);
+    moves.extend(cpu_limit.into_iter().map(Move::CpuLimit));
+    moves.extend(sides(targets.memory, observed.map(|o| &o.memory), done, |a, b| a == b).into_iter().map(Move::Memory));
+    moves
+}
+
+/// Whether two limits of CPU time are one, whichever of them was rounded.
+fn about_same(a: Limit<Cpus>, b: Limit<Cpus>) -> bool {
+    same_cpu_time(a, b) || same_cpu_time(b, a)
 }
 
 fn field<T: Copy + PartialEq>(
