@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agentd::backend::units::Units;
 use agentd::backend::{self, Backend};
 use agentd::engine::{Engine, Settings};
 use agentd::socket::Socket;
@@ -67,7 +68,8 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     let state_dir = args.state_dir.clone().unwrap_or_else(|| config.server.state_dir.clone());
     let store = Store::new(&state_dir);
     let path = args.socket.clone().unwrap_or_else(|| config.server.socket.clone());
-    let backends = backends(args, &config)?;
+    let units = config.units.clone().map(|units| Arc::new(Units::new(units, None)));
+    let backends = backends(args, &config, units.clone())?;
     let settings = settings::resolve(config)?;
     warn_of(&settings);
     let engine = Engine::new(backends, settings, store, epoch());
@@ -87,7 +89,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     tokio::spawn(async move { reloads.follow_reloads().await });
 
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(follow_signals(engine.clone(), args.config.clone(), stop));
+    tokio::spawn(follow_signals(engine.clone(), units, args.config.clone(), stop));
     tracing::info!("agentd {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
     tokio::spawn(tell_status(engine.clone()));
@@ -108,7 +110,7 @@ fn warn_of(settings: &Settings) {
     }
 }
 
-fn backends(args: &Args, config: &Config) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
+fn backends(args: &Args, config: &Config, units: Option<Arc<Units>>) -> anyhow::Result<Vec<Arc<dyn Backend>>> {
     let mut backends: Vec<Arc<dyn Backend>> = Vec::new();
     #[cfg(feature = "fake")]
     if let Some(path) = &args.fake {
@@ -126,6 +128,7 @@ fn backends(args: &Args, config: &Config) -> anyhow::Result<Vec<Arc<dyn Backend>
     if let Some(docker) = &config.docker {
         backends.push(Arc::new(backend::docker::Docker::new(docker.socket.clone())));
     }
+    backends.extend(units.map(|units| units as Arc<dyn Backend>));
     Ok(backends)
 }
 
@@ -135,7 +138,7 @@ fn epoch() -> String {
 }
 
 /// SIGTERM and SIGINT end the daemon after what is under way; SIGHUP reads the config file again.
-async fn follow_signals(engine: Engine, config: PathBuf, stop: watch::Sender<bool>) {
+async fn follow_signals(engine: Engine, units: Option<Arc<Units>>, config: PathBuf, stop: watch::Sender<bool>) {
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
         tracing::error!("signals can't be followed");
@@ -144,7 +147,7 @@ async fn follow_signals(engine: Engine, config: PathBuf, stop: watch::Sender<boo
     loop {
         tokio::select! {
             // The names of users and groups are looked up, which may take as long as a directory service likes.
-            _ = hangup.recv() => tokio::task::block_in_place(|| reload(&engine, &config)),
+            _ = hangup.recv() => tokio::task::block_in_place(|| reload(&engine, units.as_deref(), &config)),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -176,16 +179,16 @@ async fn tell_status(engine: Engine) {
 
 /// Takes a valid new config file whole; an invalid one, or one that changes `[server]`, changes nothing and is said. The
 /// service manager hears when it begins and when it has ended.
-fn reload(engine: &Engine, path: &Path) {
+fn reload(engine: &Engine, units: Option<&Units>, path: &Path) {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(%error, "the service manager could not be told of a reload"),
     }
-    take_config(engine, path);
+    take_config(engine, units, path);
     notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
 }
 
-fn take_config(engine: &Engine, path: &Path) {
+fn take_config(engine: &Engine, units: Option<&Units>, path: &Path) {
     let now = engine.settings();
     let rejected = match settings::read(path) {
         Err(error) => error.to_string(),
@@ -194,10 +197,16 @@ fn take_config(engine: &Engine, path: &Path) {
         Ok(config) if (&config.libvirt, &config.docker) != (&now.config.libvirt, &now.config.docker) => {
             "it changes [libvirt] or [docker], which takes a restart".to_owned()
         }
+        Ok(config) if config.units.is_some() != units.is_some() => {
+            "it switches [units] on or off, which takes a restart".to_owned()
+        }
         Ok(config) => match settings::resolve(config) {
             Ok(settings) => {
                 tracing::info!("{} is in force", path.display());
                 warn_of(&settings);
+                if let (Some(units), Some(config)) = (units, &settings.config.units) {
+                    units.allow(config.clone());
+                }
                 engine.set_settings(settings);
                 return;
             }

@@ -245,6 +245,91 @@ fn the_config_lives(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// Two services of ours, one in a slice of its own: what is changed for good is there after a reboot, see [`rebooted`].
+fn units(host: &Host) -> Result<()> {
+    for (name, more) in [("batch", ""), ("batch2", ""), ("sliced", "Slice=lab-inner.slice\n")] {
+        let text = format!("[Service]\nExecStart=/bin/sleep infinity\n{more}[Install]\nWantedBy=multi-user.target\n");
+        host.ssh("root", &format!("cat >/etc/systemd/system/{name}.service <<'END'\n{text}END"))?;
+    }
+    let section = "[units]\nallow = [\"batch*.service\", \"sliced.service\", \"lab*.slice\"]\n[units.cgroups]\nraw = \"/raw\"\n\
+                   [[limit]]\nmatch = \"unit/*\"\nunlimited = true\n";
+    host.ssh("root", &format!("cat >>/etc/agentd/agentd.toml <<'END'\n{section}END"))?;
+    host.ssh(
+        "root",
+        "systemctl daemon-reload; systemctl enable --now batch batch2 sliced 2>&1; mkdir /sys/fs/cgroup/raw; systemctl restart agentd",
+    )?;
+    up(host)?;
+    let batch = "cat /sys/fs/cgroup/system.slice/batch.service/cpu.max /sys/fs/cgroup/system.slice/batch.service/memory.max";
+    // By somebody in the right group; the cgroup shows it, systemd reads its units anew, and it is still so.
+    host.ssh("member", "ctl resize batch.service --cpus 0.3 --memory 64MiB")?;
+    assert_eq!(host.ssh("root", batch)?, "30000 100000\n67108864");
+    host.ssh("root", "systemctl daemon-reload; sleep 3")?;
+    assert_eq!(host.ssh("root", batch)?, "30000 100000\n67108864");
+    let unit = ctl(host, "show unit/batch.service")?;
+    assert_eq!((&unit["cpus"]["persistent"], &unit["memory"]["persistent"]), (&json!(0.3), &json!(64 << 20)), "{unit}");
+    host.ssh("member", "ctl resize batch.service --cpus none --memory none")?;
+    assert_eq!(host.ssh("root", batch)?, "max 100000\nmax");
+    host.ssh("member", "ctl undo batch.service")?;
+    assert_eq!(host.ssh("root", batch)?, "30000 100000\n67108864");
+    // For now only, over what is saved: that goes back to both.
+    host.ssh("member", "ctl resize batch.service --cpus 0.5 --live-only && ctl resize batch.service --cpus 0.6")?;
+    host.ssh("member", "ctl undo batch.service")?;
+    let unit = ctl(host, "show unit/batch.service")?;
+    assert_eq!((&unit["cpus"]["accepted"], &unit["cpus"]["persistent"]), (&json!(0.5), &json!(0.3)), "{unit}");
+    host.ssh("member", "ctl undo batch.service")?;
+    assert_eq!(exit(host, "member", "ctl resize batch.service --cpus 0.5 --next-boot")?, 9);
+    // By hand: noticed at once, as systemd says so.
+    host.ssh("root", "systemctl set-property batch.service CPUQuota=40%")?;
+    wait_until("drift on record", LIMIT, || {
+        Ok((ctl(host, "history unit/batch.service")?["items"][0]["happening"] == "drift").then_some(()))
+    })?;
+    // Down, changed, and up with that.
+    host.ssh("member", "ctl stop batch.service && ctl resize batch.service --cpus 0.7 && ctl start batch.service")?;
+    assert_eq!(host.ssh("root", batch)?, "70000 100000\n67108864");
+
+    // A slice with a limit is charged for what is in it. systemd's own and the engines' are nobody's units.
+    let committed = || -> Result<f64> { ctl(host, "capacity")?["cpus"]["committed"].as_f64().context("a number") };
+    let before = committed()?;
+    host.ssh("root", "ctl resize lab.slice --cpus 1 && ctl resize sliced.service --cpus 0.5")?;
+    assert_eq!(host.ssh("root", "cat /sys/fs/cgroup/lab.slice/lab-inner.slice/sliced.service/cpu.max")?, "50000 100000");
+    wait_until("the slice alone to be charged", LIMIT, || {
+        ctl(host, "list --kind unit")?;
+        Ok(((committed()? - before - 1.0).abs() < 0.001).then_some(()))
+    })?;
+    host.ssh("root", "sed -i 's/^allow = .\"batch.*/allow = [\"*\"]/' /etc/agentd/agentd.toml && systemctl reload agentd")?;
+    wait_until("all units", LIMIT, || {
+        let listed = host.ssh("root", "ctl list --kind unit")?;
+        Ok(listed.contains("docker.service").then_some(()))
+    })?;
+    for others in ["docker-", "machine-qemu", "unit/machine.slice", "unit/system.slice"] {
+        let listed = host.ssh("root", "ctl list --kind unit")?;
+        ensure!(!listed.contains(others), "{others}: {listed}");
+    }
+    let narrow = "allow = [\"batch*.service\", \"sliced.service\", \"lab*.slice\"]";
+    host.ssh("root", &format!("sed -i 's/^allow = ...\"\\*.*/{narrow}/' /etc/agentd/agentd.toml && systemctl reload agentd"))?;
+    assert_eq!(exit(host, "root", "ctl show unit/docker.service")?, 6);
+
+    // A cgroup that is ours.
+    host.ssh("member", "ctl resize unit/raw --cpus 0.4 --memory 32MiB")?;
+    assert_eq!(
+        host.ssh("root", "cat /sys/fs/cgroup/raw/cpu.max /sys/fs/cgroup/raw/memory.max")?,
+        "40000 100000\n33554432"
+    );
+    // For the reboot: one that lasts, one that doesn't.
+    host.ssh("root", "ctl resize batch.service --cpus 0.6 && ctl resize batch2.service --cpus 0.4 --live-only").map(drop)
+}
+
+/// What [`units`] has left behind.
+fn rebooted(host: &Host) -> Result<()> {
+    let cgroup = |name: &str| host.ssh("root", &format!("cat /sys/fs/cgroup/system.slice/{name}.service/cpu.max"));
+    assert_eq!((cgroup("batch")?.as_str(), cgroup("batch2")?.as_str()), ("60000 100000", "max 100000"));
+    let unit = ctl(host, "show unit/batch.service")?;
+    assert_eq!((&unit["cpus"]["accepted"], &unit["cpus"]["persistent"]), (&json!(0.6), &json!(0.6)), "{unit}");
+    assert_eq!(ctl(host, "show unit/raw")?["state"], "stopped", "it went with that boot");
+    // Out of the way of what counts CPUs after this.
+    host.ssh("root", "systemctl disable --now batch batch2 sliced 2>&1; ctl resize lab.slice --cpus none").map(drop)
+}
+
 fn what_a_shell_finds(host: &Host) -> Result<()> {
     for (page, words) in [
         ("ctl", "Exit codes|ctl-resize|--host"),
@@ -464,6 +549,9 @@ fn host_goes_down(host: &mut Host) -> Result<()> {
             host.cut_power()?;
         }
         up(host)?;
+        if way == "reboot" {
+            rebooted(host).context("units after a reboot")?;
+        }
         let view = ended(host, &operation)?;
         println!("{way}");
         whole(host, &view)?;
@@ -559,7 +647,7 @@ mod on_a_host {
         let mut host = installed()?;
         let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -n 1")?;
         let level = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).context("a level")?;
-        ensure!(level <= 0.9, "README says 0.9: {exposure}");
+        ensure!(level <= 1.0, "README says 1.0: {exposure}");
         populate(&host)?;
         roomy(&host)?;
         let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;
@@ -568,6 +656,7 @@ mod on_a_host {
         who_may_do_what(&host).context("rights")?;
         the_whole_job(&host).context("the whole job of the hardened unit")?;
         the_config_lives(&host).context("the config's life")?;
+        units(&host).context("units of systemd")?;
         what_a_shell_finds(&host).context("manual pages and completions")?;
         from_another_machine(&host).context("ctl --host")?;
         upgraded_in_a_change(&host).context("upgraded in a change")?;

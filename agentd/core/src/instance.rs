@@ -98,6 +98,12 @@ impl Ref {
         &self.text[self.kind.as_str().len() + 1..]
     }
 
+    /// Whether it is a unit that is none of systemd's: a cgroup that the config gives a name, which has no unit's suffix.
+    pub fn is_cgroup(&self) -> bool {
+        let suffixed = [".service", ".scope", ".slice"].iter().any(|suffix| self.text.ends_with(suffix));
+        self.kind == Kind::Unit && !suffixed
+    }
+
     /// `kind/name`.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -347,8 +353,20 @@ pub enum Saved {
     Apart,
     /// One call changes what runs and what is kept (Docker's HostConfig).
     Together,
+    /// One call changes what runs, and keeps that where it is asked to; what is kept can't be changed alone while it runs
+    /// (systemd's persistent and runtime properties).
+    OnRequest,
     /// Nothing is kept (a transient domain).
     Nowhere,
+}
+
+/// What of an instance is charged to an outer one already: of nested limits the outermost counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Covered {
+    /// Its CPUs.
+    pub cpus: bool,
+    /// Its memory.
+    pub memory: bool,
 }
 
 /// What an instance is known by, whatever it is called just now: its kind, and its engine's own id, which no other one has.
@@ -356,7 +374,7 @@ pub enum Saved {
 pub struct InstanceId {
     /// Its kind.
     pub kind: Kind,
-    /// Domain UUID or full container id.
+    /// Domain UUID, full container id, name of a unit or path of a cgroup.
     pub id: String,
 }
 
@@ -371,9 +389,10 @@ impl fmt::Display for InstanceId {
 pub struct Observed {
     /// Kind and name.
     pub reference: Ref,
-    /// Domain UUID or full container id: what stays while the name may be given to something else.
+    /// Domain UUID, full container id, name of a unit or path of a cgroup: what stays while the name may be given to something
+    /// else.
     pub id: String,
-    /// What changes with every start: domain id, container start time. `None` while it is down.
+    /// What changes with every start: domain id, container start time, invocation id. `None` while it is down.
     pub boot: Option<String>,
     /// Its state.
     pub state: State,
@@ -389,6 +408,9 @@ pub struct Observed {
     pub used: Usage,
     /// What its next start takes.
     pub demand: Demand,
+    /// What of it an outer instance is charged for.
+    #[serde(default)]
+    pub covered: Covered,
     /// Docker's labels; empty elsewhere.
     pub labels: BTreeMap<String, String>,
     /// What a person looking at this instance should know.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::error::Code;
-use agentd_core::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
@@ -433,6 +433,7 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
             (None, Look::Plain) => Usage::Unknown,
         },
         demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
+        covered: Covered::default(),
         labels: BTreeMap::new(),
         notes: Vec::new(),
         unchangeable: None,

@@ -1,10 +1,12 @@
 //! What a backend is: the one small trait between the daemon and an engine, the same for libvirt, Docker and the fake.
 //! Units of engines (KiB, microseconds, NanoCPUs) never leave the module of their backend.
 
+mod cgroup;
 pub mod docker;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod libvirt;
+pub mod units;
 
 use std::time::Duration;
 

@@ -224,7 +224,7 @@ impl Engine {
             if observed.saved == Saved::Together { &[None] } else { &[Some(true), Some(false)] };
         let mut if_version = Some(version);
         for (place, side) in sides.iter().enumerate() {
-            let Some(request) = back(moves, *side) else { continue };
+            let Some(request) = back(moves, *side, observed.saved) else { continue };
             let ask = Ask {
                 target: Target::Full(reference.clone()),
                 wish: Wish::Resize(request, REPAIR_WAIT),
@@ -295,11 +295,16 @@ fn is_saved(moved: &Move) -> bool {
 }
 
 /// The request that puts back what moved: the saved side, the one that runs, or both in one.
-fn back(moves: &[Move], side: Option<bool>) -> Option<ResizeRequest> {
+fn back(moves: &[Move], side: Option<bool>, keeps: Saved) -> Option<ResizeRequest> {
     fn to<T>(before: Option<Limit<T>>) -> Option<Limit<Amount<T>>> {
         before.map(|before| before.map(Amount::To))
     }
-    let apply = side.map(|saved| if saved { Apply::NextBoot } else { Apply::Live });
+    let apply = side.map(|saved| match (saved, keeps) {
+        (false, _) => Apply::Live,
+        // What is saved of a unit is set on what runs at once; that goes back after it.
+        (true, Saved::OnRequest) => Apply::Both,
+        (true, _) => Apply::NextBoot,
+    });
     let mut request = ResizeRequest { apply, ..ResizeRequest::default() };
     let ours = |saved: bool| side.is_none_or(|side| side == saved);
     for moved in moves {

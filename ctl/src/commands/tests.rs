@@ -108,7 +108,7 @@ fn a_config_file_is_checked_without_a_daemon() {
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
     let warned = check("");
     assert_eq!(warned.exit, 0);
-    assert!(warned.err.contains("neither [libvirt] nor [docker]"), "{}", warned.err);
+    assert!(warned.err.contains("neither [libvirt] nor [docker] nor [units]"), "{}", warned.err);
     // The second where the tests are not run by root.
     assert!(warned.err.contains("mode 0666") || warned.err.contains("belongs to uid"), "{}", warned.err);
 }

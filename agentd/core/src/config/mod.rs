@@ -347,11 +347,20 @@ impl Config {
     /// What is valid and yet hardly meant, in words for an operator.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        if self.libvirt.is_none() && self.docker.is_none() {
-            vec!["there is neither [libvirt] nor [docker], so there is nothing that agentd could change".into()]
-        } else {
-            Vec::new()
+        let mut warnings = Vec::new();
+        match &self.units {
+            None if self.libvirt.is_none() && self.docker.is_none() => warnings.push(
+                "there is neither [libvirt] nor [docker] nor [units], so there is nothing that agentd could change"
+                    .into(),
+            ),
+            Some(units) if units.allow.is_empty() && units.cgroups.is_empty() => {
+                warnings.push(
+                    "[units] allows no unit and names no cgroup, so there is none that agentd could change".into(),
+                );
+            }
+            _ => {}
         }
+        warnings
     }
 
     /// Whether two configs have the same `[server]`, which a running daemon cannot change.

@@ -52,15 +52,24 @@ pub fn charge_of(observed: &Observed, config: &Config) -> Charge {
         _ => ByteCount::ZERO,
     };
     let memory = memory.into_iter().flatten().filter_map(Limit::at).max().unwrap_or(ByteCount::ZERO).max(used);
-    Charge { cpus, memory: charged_memory(observed, memory, config) }
+    uncovered(observed, Charge { cpus, memory: charged_memory(observed, memory, config) })
+}
+
+/// Of nested instances the outermost that has a limit is charged.
+fn uncovered(observed: &Observed, charge: Charge) -> Charge {
+    Charge {
+        cpus: if observed.covered.cpus { Cpus::ZERO } else { charge.cpus },
+        memory: if observed.covered.memory { ByteCount::ZERO } else { charge.memory },
+    }
 }
 
 /// What an instance will be charged when it starts: all that it takes before a guest has given anything back.
 pub fn start_charge(observed: &Observed, config: &Config) -> Charge {
-    Charge {
+    let charge = Charge {
         cpus: observed.demand.cpus.and_then(Limit::at).unwrap_or(Cpus::ZERO),
         memory: charged_memory(observed, observed.demand.memory.and_then(Limit::at).unwrap_or(ByteCount::ZERO), config),
-    }
+    };
+    uncovered(observed, charge)
 }
 
 /// The memory charged for an instance that has `memory`.

@@ -47,7 +47,7 @@ fn able<T: Copy + PartialEq>(
     // Where one call changes both sides, what can't be done live can't be done at all; a field that isn't there has no side.
     let absent = reading.persistent.is_none() && reading.accepted.is_none();
     if saved.is_some()
-        && (absent || inputs.observed.saved == Saved::Together)
+        && (absent || matches!(inputs.observed.saved, Saved::Together | Saved::OnRequest))
         && let Ability::No(code, why) = &reading.live
     {
         return Err(Problem::new(*code, format!("{name} of {reference} can't be changed: {why}")));
@@ -167,7 +167,8 @@ pub(super) fn check_shrink(inputs: &Inputs<'_>, aim: &Aim<ByteCount>) -> Result<
         )
         .numbers(Numbers { config_key: Some("limit.shrink".into()), ..Numbers::default() })),
         (Shrink::IfUnused, Usage::Known(used)) => {
-            let margin = rules.margin(now.and_then(Limit::at));
+            // What had no limit is judged by the first one that it gets.
+            let margin = rules.margin(now.and_then(Limit::at).or(Some(value)));
             let floor = used.saturating_add(margin);
             if value >= floor {
                 return Ok(());
@@ -208,12 +209,14 @@ pub(super) fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Prob
     let now = inputs.ledger.charge(&instance);
     let mut wanted = now;
     let mut checked = now;
-    if let Some(cpus) = needed.live.cpus {
+    // What an outer instance is charged for is admitted with that one.
+    let covered = inputs.observed.covered;
+    if let Some(cpus) = needed.live.cpus.filter(|_| !covered.cpus) {
         wanted.cpus = cpus.at().unwrap_or(Cpus::ZERO);
         // Giving a limit to what had none is always admitted: the host is better off.
         checked.cpus = if inputs.observed.cpus.accepted == Some(Limit::Unlimited) { now.cpus } else { wanted.cpus };
     }
-    if let Some(memory) = needed.live.memory {
+    if let Some(memory) = needed.live.memory.filter(|_| !covered.memory) {
         let value = memory.at().unwrap_or(ByteCount::ZERO);
         wanted.memory = admission::charged_memory(inputs.observed, value, inputs.config);
         checked.memory =

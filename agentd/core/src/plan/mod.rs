@@ -103,6 +103,15 @@ impl Values {
         set.into_iter().flatten().collect()
     }
 
+    /// Those of these values that `other` doesn't set, or sets to something else.
+    fn beside(&self, other: &Values) -> Values {
+        Values {
+            cpus: self.cpus.filter(|_| self.cpus != other.cpus),
+            cpu_limit: self.cpu_limit.filter(|_| self.cpu_limit != other.cpu_limit),
+            memory: self.memory.filter(|_| self.memory != other.memory),
+        }
+    }
+
     /// Whether every field that `part` sets is set here to the same value.
     fn include(&self, part: &Values) -> bool {
         (part.cpus.is_none() || part.cpus == self.cpus)
@@ -128,6 +137,9 @@ pub enum Action {
         scope: Scope,
         /// What it reads as afterwards.
         values: Values,
+        /// What is saved afterwards, where that is something else than what runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        saved: Option<Values>,
         /// The backend's values, verbatim, as `Observed::native` had them.
         native: serde_json::Value,
     },
@@ -145,6 +157,14 @@ impl Action {
         match self {
             Action::Set { scope, values } | Action::Restore { scope, values, .. } => Some((*scope, values)),
             Action::Start | Action::Shutdown | Action::Kill => None,
+        }
+    }
+
+    /// What is saved when it is done, where it saves anything.
+    pub fn saves(&self) -> Option<&Values> {
+        match self {
+            Action::Restore { saved: Some(saved), .. } => Some(saved),
+            _ => self.sets().filter(|(scope, _)| *scope != Scope::Live).map(|(_, values)| values),
         }
     }
 

@@ -86,7 +86,7 @@ pub fn stop(inputs: &Inputs<'_>, timeout: Option<Duration>, force: bool) -> Resu
 /// to switch that off.
 fn step(inputs: &Inputs<'_>, action: Action, settle: Settle) -> Step {
     Step {
-        what: describe(inputs.observed.reference.kind(), &action),
+        what: describe(&inputs.observed.reference, &action),
         undo_what: None,
         action,
         undo: None,

@@ -141,18 +141,27 @@ pub(super) fn place(observed: &Observed, apply: Option<Apply>, notes: &mut Vec<S
             format!("{reference} keeps one set of limits: what runs and what is saved can't differ"),
         )
         .hint("leave --live-only and --next-boot out")),
+        (Saved::OnRequest, Apply::Both) => Ok(Place { live: up, saved: true, together: true }),
+        (Saved::OnRequest, Apply::NextBoot) if !up => Ok(Place { live: false, saved: true, together: true }),
+        (Saved::OnRequest, Apply::NextBoot) => Err(Problem::new(
+            Code::Unsupported,
+            format!(
+                "what systemd keeps of {reference} it sets at once on what runs: it can't be for the next start only"
+            ),
+        )
+        .hint("leave --next-boot out, or stop it first")),
         (_, Apply::Live) if !up => Err(Problem::new(
             Code::InvalidState,
             format!("{reference} is {}: there is nothing live to change", observed.state),
         )
         .hint("leave --live-only out to change what its next start will have")),
-        (Saved::Nowhere, Apply::NextBoot) => Err(Problem::new(
-            Code::Unsupported,
-            format!("{reference} is transient: it has no saved form and no next boot"),
-        )
-        .hint("leave --next-boot out")),
+        (Saved::Nowhere, Apply::NextBoot) => {
+            Err(Problem::new(Code::Unsupported, format!("{reference} has no saved form and no next boot"))
+                .hint("leave --next-boot out"))
+        }
         (Saved::Nowhere, Apply::Both) => {
-            notes.push(format!("{reference} is transient: the change lasts until it stops"));
+            let until = if observed.reference.kind() == Kind::Unit { "until it is gone" } else { "until it stops" };
+            notes.push(format!("{reference} has no saved form: the change lasts {until}"));
             place(true, false)
         }
         (_, Apply::Live) => place(true, false),
@@ -283,13 +292,18 @@ impl Needed {
             },
         };
         if place.together && place.live {
-            // One call carries both: a field that either side needs is set on both.
-            let merged = Values {
-                cpus: needed.live.cpus.or(needed.saved.cpus),
-                cpu_limit: needed.live.cpu_limit.or(needed.saved.cpu_limit),
-                memory: needed.live.memory.or(needed.saved.memory),
-            };
-            needed = Needed { live: merged, saved: merged };
+            // One call carries both: a field that either side needs is set on each side that is aimed at.
+            fn both<T: Copy + PartialEq>(
+                aim: Option<Aim<T>>,
+                live: &mut Option<Limit<T>>,
+                saved: &mut Option<Limit<T>>,
+            ) {
+                let Some(aim) = aim.filter(|aim| aim.saved && (live.is_some() || saved.is_some())) else { return };
+                (*live, *saved) = (aim.live.then_some(aim.requested), Some(aim.to_save()));
+            }
+            both(targets.cpus, &mut needed.live.cpus, &mut needed.saved.cpus);
+            both(targets.cpu_limit, &mut needed.live.cpu_limit, &mut needed.saved.cpu_limit);
+            both(targets.memory, &mut needed.live.memory, &mut needed.saved.memory);
         }
         needed
     }

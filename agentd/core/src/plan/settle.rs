@@ -37,17 +37,16 @@ pub(super) fn cpus_rule(observed: &Observed) -> fn(Limit<Cpus>, Limit<Cpus>) -> 
 pub fn reached(action: &Action, observed: &Observed) -> Reached {
     match action {
         Action::Set { scope, values } | Action::Restore { scope, values, .. } => {
-            let mut worst = Reached::Yes;
-            if let Some(want) = values.cpus {
-                worst = worse(worst, field("cpus", *scope, want, &observed.cpus, observed, cpus_rule(observed)));
-            }
-            if let Some(want) = values.cpu_limit {
-                worst = worse(worst, field("cpu_limit", *scope, want, &observed.cpu_limit, observed, same_cpu_time));
-            }
-            if let Some(want) = values.memory {
-                worst = worse(worst, field("memory", *scope, want, &observed.memory, observed, |a, b| a == b));
-            }
-            worst
+            let (scope, saved) = (*scope, action.saves().unwrap_or(values));
+            let cpus = values.cpus.zip(saved.cpus);
+            let cpu_limit = values.cpu_limit.zip(saved.cpu_limit);
+            let memory = values.memory.zip(saved.memory);
+            let fields = [
+                cpus.map(|want| field("cpus", scope, want, &observed.cpus, observed, cpus_rule(observed))),
+                cpu_limit.map(|want| field("cpu_limit", scope, want, &observed.cpu_limit, observed, same_cpu_time)),
+                memory.map(|want| field("memory", scope, want, &observed.memory, observed, |a, b| a == b)),
+            ];
+            fields.into_iter().flatten().fold(Reached::Yes, worse)
         }
         Action::Start => match observed.state {
             State::Running => Reached::Yes,
@@ -77,6 +76,8 @@ pub fn may_stand_unseen(action: &Action, observed: &Observed) -> bool {
 /// target it was given not every hypervisor tells. Anything else was set by somebody else.
 pub fn may_be_ours(action: &Action, undo: &Action, observed: &Observed, recovering: bool) -> bool {
     let (Some((scope, new)), Some((_, old))) = (action.sets(), undo.sets()) else { return true };
+    // What is compared below is what is saved, but for a live step.
+    let old = undo.saves().filter(|_| scope != Scope::Live).unwrap_or(old);
     fn value<T: Copy>(scope: Scope, reading: &Reading<T>) -> Option<Limit<T>> {
         if scope == Scope::Live { reading.accepted } else { reading.persistent }
     }
@@ -134,15 +135,16 @@ pub fn overwritten(action: &Action, observed: &Observed) -> bool {
 fn field<T: Copy + PartialEq + std::fmt::Display>(
     name: &str,
     scope: Scope,
-    want: Limit<T>,
+    (want, want_saved): (Limit<T>, Limit<T>),
     reading: &Reading<T>,
     observed: &Observed,
     same: fn(Limit<T>, Limit<T>) -> bool,
 ) -> Reached {
     let fits = |value: Option<Limit<T>>| value.is_some_and(|value| same(want, value));
+    let fits_saved = reading.persistent.is_some_and(|value| same(want_saved, value));
     let told = |value: Option<Limit<T>>| value.map_or_else(|| "unknown".to_owned(), |value| value.to_string());
-    if scope != Scope::Live && !fits(reading.persistent) {
-        return Reached::No(format!("{name} saved is {}, asked for was {want}", told(reading.persistent)));
+    if scope != Scope::Live && !fits_saved {
+        return Reached::No(format!("{name} saved is {}, asked for was {want_saved}", told(reading.persistent)));
     }
     if scope == Scope::Saved || (scope == Scope::Both && !observed.state.is_up()) {
         return Reached::Yes;

@@ -17,7 +17,12 @@ pub(super) fn steps(
     let kind = observed.reference.kind();
     let step = |scope, values, class, settle| step(observed, scope, values, action(scope, values), class, settle);
     if place.together {
-        return vec![step(Scope::Both, needed.saved, UndoClass::Exact, Settle::AtOnce)];
+        // What ran with another value than what was saved does so again after an undo.
+        let both = (needed.saved != Values::default()).then_some((Scope::Both, needed.saved));
+        let apart = needed.live.beside(&needed.saved);
+        let live = (place.live && apart != Values::default()).then_some((Scope::Live, apart));
+        let steps = both.into_iter().chain(live);
+        return steps.map(|(scope, values)| step(scope, values, UndoClass::Exact, Settle::AtOnce)).collect();
     }
     if kind != Kind::Vm {
         let live = (needed.live != Values::default())
@@ -67,7 +72,6 @@ pub(super) fn make_one_way(observed: &Observed, values: &Values, plan: &mut Plan
 
 /// One step with its way back: the values of before, from the backend's own.
 fn step(observed: &Observed, scope: Scope, values: Values, action: Action, class: UndoClass, settle: Settle) -> Step {
-    let kind = observed.reference.kind();
     let old = |saved: bool| Values {
         cpus: values.cpus.and(if saved { observed.cpus.persistent } else { observed.cpus.accepted }),
         cpu_limit: values.cpu_limit.and(if saved {
@@ -77,11 +81,13 @@ fn step(observed: &Observed, scope: Scope, values: Values, action: Action, class
         }),
         memory: values.memory.and(if saved { observed.memory.persistent } else { observed.memory.accepted }),
     };
-    let saved = scope == Scope::Saved || !observed.state.is_up();
-    let undo = Action::Restore { scope, values: old(saved), native: observed.native.clone() };
+    let up = observed.state.is_up();
+    let apart = (scope == Scope::Both && up && old(true) != old(false)).then(|| old(true));
+    let values = old(scope == Scope::Saved || !up);
+    let undo = Action::Restore { scope, values, saved: apart, native: observed.native.clone() };
     Step {
-        what: describe(kind, &action),
-        undo_what: Some(describe(kind, &undo)),
+        what: describe(&observed.reference, &action),
+        undo_what: Some(describe(&observed.reference, &undo)),
         action,
         undo: Some(undo),
         class,

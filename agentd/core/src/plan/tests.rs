@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{HostCapacity, Inputs, Plan, Reached, caps, charge_of, reached, resize, start, stop};
+use super::{HostCapacity, Inputs, Plan, Reached, Scope, caps, charge_of, reached, resize, start, start_charge, stop};
 use crate::api::{Hold, HoldKind, ResizeRequest};
 use crate::config::Config;
 use crate::error::{Code, Problem};
-use crate::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use crate::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use crate::ledger::{Charge, Ledger};
 use crate::units::{ByteCount, Cpus, Limit};
 
@@ -41,6 +41,7 @@ pub(crate) fn vm() -> Observed {
         memory: same(Limit::At(MIB(1024)), ByteCount::new(4096).unwrap(), MIB(1), Some(MIB(2048))),
         used: Usage::Known(MIB(300)),
         demand: Demand { cpus: Some(Limit::At(Cpus::whole(2))), memory: Some(Limit::At(MIB(2048))) },
+        covered: Covered::default(),
         labels: BTreeMap::new(),
         notes: Vec::new(),
         unchangeable: None,
@@ -59,8 +60,14 @@ pub(crate) fn container() -> Observed {
         memory: same(Limit::At(MIB(64)), ByteCount::new(4096).unwrap(), MIB(6), None),
         used: Usage::Known(MIB(10)),
         demand: Demand { cpus: Some(cpus), memory: Some(Limit::At(MIB(64))) },
+        covered: Covered::default(),
         ..vm()
     }
+}
+
+/// A running service of systemd: 0.5 CPUs, 64 MiB, 10 MiB in use.
+pub(crate) fn unit() -> Observed {
+    Observed { reference: Ref::new(Kind::Unit, "batch.service").unwrap(), saved: Saved::OnRequest, ..container() }
 }
 
 pub(super) fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Inputs<'_>) -> T) -> T {
@@ -136,6 +143,43 @@ fn live_only_and_next_boot_touch_their_side_only() {
 }
 
 #[test]
+fn one_call_changes_a_unit_and_keeps_that_unless_it_is_asked_not_to() {
+    let both = plan(&unit(), "", serde_json::json!({"cpus": 0.3, "memory": "128M"})).unwrap();
+    assert_eq!(steps(&both), ["systemd SetUnitProperties cpus 0.3 memory 128 MiB"]);
+    assert_eq!(both.steps[0].action.sets().unwrap().0, Scope::Both);
+    let live = plan(&unit(), "", serde_json::json!({"cpus": 0.3, "apply": "live"})).unwrap();
+    assert_eq!(steps(&live), ["systemd SetUnitProperties runtime cpus 0.3"]);
+    refused(&unit(), "", serde_json::json!({"cpus": 0.3, "apply": "next-boot"}), Code::Unsupported);
+    let stopped = Observed { state: State::Stopped, boot: None, ..unit() };
+    for apply in ["both", "next-boot"] {
+        let saved = plan(&stopped, "", serde_json::json!({"cpus": 0.3, "apply": apply})).unwrap();
+        assert_eq!(saved.steps[0].action.sets().unwrap().0, Scope::Both, "{apply}");
+        assert_eq!(saved.charge, Charge::ZERO);
+    }
+    // What runs with another value than what is saved goes back to each.
+    let mut differs = unit();
+    differs.cpus.persistent = Some(Limit::Unlimited);
+    let both = plan(&differs, "", serde_json::json!({"cpus": 0.3})).unwrap();
+    let undo = both.steps[0].undo.as_ref().unwrap();
+    assert_eq!(
+        (undo.sets().unwrap().1.cpus, undo.saves().unwrap().cpus),
+        (differs.cpus.accepted, differs.cpus.persistent)
+    );
+    assert_eq!(reached(undo, &differs), Reached::Yes);
+    assert!(matches!(reached(undo, &unit()), Reached::No(_)));
+}
+
+#[test]
+fn what_an_outer_unit_is_charged_for_is_not_charged_again() {
+    let config = "[capacity]\ncpus = 1\nmemory = \"2GiB\"\n";
+    let covered = Observed { covered: Covered { cpus: true, memory: false }, ..unit() };
+    let grown = plan(&covered, config, serde_json::json!({"cpus": 0.9, "memory": "128M"})).unwrap();
+    assert_eq!(grown.charge, Charge { cpus: Cpus::ZERO, memory: MIB(128) });
+    refused(&covered, config, serde_json::json!({"memory": "1100M"}), Code::CapacityExceeded);
+    assert_eq!(start_charge(&covered, &Config::parse("test", "").unwrap()).cpus, Cpus::ZERO);
+}
+
+#[test]
 fn a_stopped_vm_is_changed_for_its_next_start_and_admitted_then() {
     let stopped = Observed { state: State::Stopped, boot: None, ..vm() };
     let config = "[capacity]\ncpus = 2\n";
@@ -153,7 +197,7 @@ fn a_transient_vm_is_changed_live_and_says_so() {
     transient.cpus.persistent = None;
     let plan_ = plan(&transient, "", serde_json::json!({"cpus": 3})).unwrap();
     assert_eq!(steps(&plan_), ["libvirt setVcpus live 3"]);
-    assert!(plan_.notes[0].contains("transient"));
+    assert!(plan_.notes[0].contains("no saved form"));
     refused(&transient, "", serde_json::json!({"cpus": 3, "apply": "next-boot"}), Code::Unsupported);
 }
 

@@ -7,7 +7,7 @@ use super::scalar::Scalar;
 use super::settle::{cpus_rule, same_cpu_time};
 use super::{Action, Aim, Inputs, Plan, Scope, Targets, Values, Verb};
 use crate::error::{Code, Problem};
-use crate::instance::{Field, Reading};
+use crate::instance::{Field, Reading, Saved};
 use crate::operation::{Operation, Outcome, same_boot};
 use crate::units::Limit;
 
@@ -111,7 +111,7 @@ impl Undo<'_> {
         let live = then.live && then.before != Some(then.requested);
         let saved = then.saved && then.saved_before != Some(then.to_save());
         // One call has always changed both sides, to one value; whether the instance was up then makes no difference.
-        let (live, saved, saved_before) = if self.place.together {
+        let (live, saved, saved_before) = if self.inputs.observed.saved == Saved::Together {
             (live || saved, live || saved, then.before)
         } else {
             (live, saved, then.saved_before)
@@ -178,13 +178,13 @@ impl Undo<'_> {
         let (then, now) = (&self.taken_back.identity.boot, &self.inputs.observed.boot);
         let valid = scope != Scope::Live || same_boot(then.as_deref(), now.as_deref());
         let recorded = self.taken_back.steps.iter().find_map(|record| match &record.step.undo {
-            Some(Action::Restore { scope: of, values: old, native }) if *of == scope && old.include(&values) => {
+            Some(Action::Restore { scope: of, values: old, native, .. }) if *of == scope && old.include(&values) => {
                 Some(native.clone())
             }
             _ => None,
         });
         match recorded.filter(|_| valid) {
-            Some(native) => Action::Restore { scope, values, native },
+            Some(native) => Action::Restore { scope, values, saved: None, native },
             None => Action::Set { scope, values },
         }
     }

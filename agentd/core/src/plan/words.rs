@@ -2,17 +2,19 @@
 //! kind's engine and nothing else of it.
 
 use super::{Action, Scope, Values};
-use crate::instance::Kind;
+use crate::instance::{Kind, Ref};
 
 /// A step in the words of the engine that carries it out: `libvirt setVcpus live 4`.
-pub fn describe(kind: Kind, action: &Action) -> String {
+pub fn describe(reference: &Ref, action: &Action) -> String {
+    let kind = reference.kind();
     let engine = match kind {
         Kind::Vm => "libvirt",
         Kind::Container => "docker",
+        Kind::Unit if reference.is_cgroup() => "cgroup",
         Kind::Unit => "systemd",
     };
     let call = match (kind, action) {
-        (_, Action::Set { scope, values } | Action::Restore { scope, values, .. }) => set(kind, *scope, values),
+        (_, Action::Set { scope, values } | Action::Restore { scope, values, .. }) => set(reference, *scope, values),
         (Kind::Vm, Action::Start) => "create".into(),
         (Kind::Vm, Action::Shutdown) => "shutdown (ACPI)".into(),
         (Kind::Vm, Action::Kill) => "destroy".into(),
@@ -25,13 +27,14 @@ pub fn describe(kind: Kind, action: &Action) -> String {
     format!("{engine} {call}")
 }
 
-fn set(kind: Kind, scope: Scope, values: &Values) -> String {
-    let place = match scope {
-        Scope::Live => "live ",
-        Scope::Saved => "saved ",
-        Scope::Both => "",
-    };
+fn set(reference: &Ref, scope: Scope, values: &Values) -> String {
+    let kind = reference.kind();
     let vm = kind == Kind::Vm;
+    let place = match scope {
+        Scope::Live if vm => "live ",
+        Scope::Saved if vm => "saved ",
+        _ => "",
+    };
     let mut words = Vec::new();
     if let Some(cpus) = values.cpus {
         words.push(format!("{}{place}{cpus}", if vm { "setVcpus " } else { "cpus " }));
@@ -46,6 +49,8 @@ fn set(kind: Kind, scope: Scope, values: &Values) -> String {
     match kind {
         Kind::Vm => words,
         Kind::Container => format!("update {words}"),
+        Kind::Unit if reference.is_cgroup() => format!("write {words}"),
+        Kind::Unit if scope == Scope::Live => format!("SetUnitProperties runtime {words}"),
         Kind::Unit => format!("SetUnitProperties {words}"),
     }
 }

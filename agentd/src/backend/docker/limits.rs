@@ -17,14 +17,14 @@ use agentd_core::units::{ByteCount, Cpus, Limit};
 use bollard::models::{ContainerUpdateBody, HostConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::backend::cgroup::{cpus_of_quota, memory_of_bytes};
+
 /// The kernel's default period, in microseconds.
 const DEFAULT_PERIOD: i64 = 100_000;
 /// The least quota that Docker and the kernel take, in microseconds.
 const LEAST_QUOTA: i64 = 1_000;
 /// What NanoCpus are to thousandths of a CPU.
 const NANO_PER_MILLI: i64 = 1_000_000;
-/// From here on the kernel takes a memory limit for none: the greatest whole number of pages, of 64 KiB at most.
-const NO_MEMORY_LIMIT: u64 = i64::MAX.unsigned_abs() - 0xffff;
 
 /// The values of HostConfig that this backend changes, in Docker's units and verbatim: what an undo hands back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -213,26 +213,6 @@ impl Native {
 /// Why a CPU limit can't be set on a container whose NanoCpus limit was lifted by a quota of −1.
 pub(super) const STUCK: &str = "its --cpus limit was taken away with --cpu-quota -1, and Docker would drop any new limit at \
      the next start; recreate the container";
-
-/// A quota in microseconds a period as CPUs, to the nearest thousandth. Setting and reading both round to the nearest, so
-/// that every value reads back as it was set for any period that Docker takes.
-pub(super) fn cpus_of_quota(quota: i64, period: i64) -> Limit<Cpus> {
-    match (u64::try_from(quota), u64::try_from(period)) {
-        (Ok(quota), Ok(period)) if quota > 0 && period > 0 => {
-            let millis = (u128::from(quota) * 1000 + u128::from(period) / 2) / u128::from(period);
-            Limit::At(u64::try_from(millis).map_or(Cpus::MAX, Cpus::from_millis))
-        }
-        _ => Limit::Unlimited,
-    }
-}
-
-/// A memory limit in bytes, where the greatest numbers are the kernel's way to say none.
-pub(super) fn memory_of_bytes(bytes: u64) -> Limit<ByteCount> {
-    match ByteCount::new(bytes) {
-        Some(count) if bytes < NO_MEMORY_LIMIT => Limit::At(count),
-        _ => Limit::Unlimited,
-    }
-}
 
 /// Whether a CPU limit that is seen is the one that was set: runc's systemd driver rounds up to 1 % of a CPU.
 pub(super) fn same_cpus(set: Limit<Cpus>, seen: Limit<Cpus>) -> bool {

@@ -95,7 +95,7 @@ fn no_cpu_limit() -> Action {
 /// What takes back every change since `before`.
 fn restore(before: &Observed) -> Action {
     let values = Values { cpus: before.cpus.accepted, memory: before.memory.accepted, cpu_limit: None };
-    Action::Restore { scope: Scope::Both, values, native: before.native.clone() }
+    Action::Restore { scope: Scope::Both, values, saved: None, native: before.native.clone() }
 }
 
 #[tokio::test]

@@ -3,10 +3,9 @@
 //!
 //! ```text
 //!   client   calls with deadlines         limits   Docker's numbers and the updates made of them
-//!   cgroup   what the kernel enforces     view     both, as an observation
+//!   view     them and what the kernel enforces (the cgroup), as an observation
 //! ```
 
-mod cgroup;
 mod client;
 mod limits;
 #[cfg(all(test, feature = "live-docker"))]
@@ -28,7 +27,7 @@ use tokio::sync::mpsc;
 
 use self::client::Client;
 use self::limits::{Impossible, Native};
-use super::{Backend, BackendError, Look, Notice};
+use super::{Backend, BackendError, Look, Notice, cgroup};
 
 /// How many containers are asked about at once.
 const INSPECTED_AT_ONCE: usize = 16;
@@ -236,7 +235,7 @@ impl Backend for Docker {
                 check_scope(target, *scope)?;
                 self.update(target, &identity.id, now.set(values)).await
             }
-            Action::Restore { scope, values, native } => {
+            Action::Restore { scope, values, native, .. } => {
                 check_boot(target, identity, &found)?;
                 check_scope(target, *scope)?;
                 let before: Native = serde_json::from_value(native.clone()).map_err(|error| {

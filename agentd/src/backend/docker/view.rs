@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status, ContainerSummary};
 
-use super::cgroup::Seen;
 use super::limits::{MEMORY_STAYS, Native, STUCK, same_cpus};
+use crate::backend::cgroup::Seen;
 
 /// Docker counts CPUs finer, people don't.
 const CPU_GRAIN: Cpus = Cpus::from_millis(1);
@@ -105,6 +105,7 @@ pub(super) fn observed(
         state,
         saved: Saved::Together,
         demand: Demand { cpus: cpus.persistent, memory: memory.persistent },
+        covered: Covered::default(),
         cpus,
         cpu_limit: no_cpu_limit(),
         memory,
@@ -136,6 +137,7 @@ pub(super) fn unreadable(summary: &ContainerSummary, why: &str) -> Option<Observ
         memory: Reading::absent(ByteCount::new(PAGE).unwrap_or(ByteCount::ZERO), why),
         used: Usage::Unknown,
         demand: Demand { cpus: None, memory: None },
+        covered: Covered::default(),
         labels,
         notes: vec![why.to_owned()],
         unchangeable: None,

@@ -39,7 +39,7 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
     let domain = job.connect.by_uuid(&identity.id)?;
     match action {
         Action::Set { scope, values } => set(job, &domain, identity, *scope, values, None),
-        Action::Restore { scope, values, native } => set(job, &domain, identity, *scope, values, Some(native)),
+        Action::Restore { scope, values, native, .. } => set(job, &domain, identity, *scope, values, Some(native)),
         Action::Start => {
             job.about_to_change();
             domain.create()?;

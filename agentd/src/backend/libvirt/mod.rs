@@ -165,7 +165,7 @@ impl Backend for Libvirt {
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
-        let what = format!("{} of {target}", describe(Kind::Vm, action));
+        let what = format!("{} of {target}", describe(target, action));
         let (of, step) = (identity.clone(), action.clone());
         let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
         let class = if *action == Action::Start { Class::Start } else { Class::Change };
@@ -222,7 +222,7 @@ impl Backend for Libvirt {
 
 /// A domain of which nothing can be told but that it is there.
 fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed> {
-    use agentd_core::instance::{Demand, Reading, Saved, Usage};
+    use agentd_core::instance::{Covered, Demand, Reading, Saved, Usage};
     use agentd_core::units::{ByteCount, Cpus};
     let why = format!("it can't be read: {error}");
     Some(Observed {
@@ -236,6 +236,7 @@ fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed
         memory: Reading::absent(ByteCount::mib(1), why.clone()),
         used: Usage::Unknown,
         demand: Demand { cpus: None, memory: None },
+        covered: Covered::default(),
         labels: std::collections::BTreeMap::new(),
         notes: vec![why.clone()],
         unchangeable: Some(why),

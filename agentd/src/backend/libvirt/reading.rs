@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Ability, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use serde::Deserialize;
 use serde_json::json;
@@ -88,6 +88,7 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
         saved: if seen.saved.is_some() { Saved::Apart } else { Saved::Nowhere },
         cpu_limit: cpu_limit(seen),
         used: used(seen),
+        covered: Covered::default(),
         demand: Demand {
             cpus: boots_with.map(|definition| vcpus(definition.vcpus)),
             // All of it is the guest's until its balloon driver runs.

@@ -109,7 +109,7 @@ async fn a_restore_puts_back_what_was_there() {
     set(&libvirt, "web", Scope::Live, memory(2048)).await.unwrap();
     assert_eq!(seen(&libvirt, "web").await.memory.accepted, memory(2048).memory);
     let (values, native) = (memory(1024), before.native.clone());
-    let restore = Action::Restore { scope: Scope::Live, values, native };
+    let restore = Action::Restore { scope: Scope::Live, values, saved: None, native };
     libvirt.apply(&vm("web"), &Identity::of(&before), &restore).await.unwrap();
     assert_eq!(seen(&libvirt, "web").await, before);
 }

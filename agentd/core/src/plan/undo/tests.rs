@@ -8,7 +8,7 @@ use super::*;
 use crate::api::{Hold, HoldKind, OperationView};
 use crate::instance::{Ability, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use crate::operation::{StepState, Who};
-use crate::plan::tests::{MIB, container, plan, same, steps, vm, with};
+use crate::plan::tests::{MIB, container, plan, same, steps, unit, vm, with};
 use crate::plan::{Reached, UndoClass, may_be_ours, overwritten, reached};
 use crate::units::{ByteCount, Cpus};
 
@@ -117,6 +117,24 @@ fn after_a_reboot_what_runs_goes_back_by_its_values_and_what_is_saved_verbatim()
     let (operation, now) = change(&container(), "", json!({"cpus": 1}));
     let plan = undo_of(&operation, &Observed { boot: Some("2".into()), ..now }, "").unwrap();
     assert!(matches!(&plan.steps[0].action, Action::Restore { scope: Scope::Both, .. }), "{:?}", plan.steps[0]);
+}
+
+#[test]
+fn a_unit_goes_back_by_the_calls_that_changed_it() {
+    let (operation, now) = change(&unit(), "", json!({"cpus": 1}));
+    let plan = undo_of(&operation, &now, "").unwrap();
+    assert_eq!(steps(&plan), ["systemd SetUnitProperties cpus 0.5"]);
+    let (operation, now) = change(&unit(), "", json!({"cpus": 1, "apply": "live"}));
+    let plan = undo_of(&operation, &now, "").unwrap();
+    assert_eq!(steps(&plan), ["systemd SetUnitProperties runtime cpus 0.5"]);
+    // What ran with another value than what was saved does so again.
+    let mut differs = unit();
+    differs.cpus.persistent = cpus(2);
+    let (operation, now) = change(&differs, "", json!({"cpus": 1}));
+    let plan = undo_of(&operation, &now, "").unwrap();
+    assert_eq!(steps(&plan), ["systemd SetUnitProperties cpus 2", "systemd SetUnitProperties runtime cpus 0.5"]);
+    let back = after(&now, &plan.steps);
+    assert_eq!((back.cpus.accepted, back.cpus.persistent), (differs.cpus.accepted, differs.cpus.persistent));
 }
 
 #[test]

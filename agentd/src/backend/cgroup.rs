@@ -1,9 +1,9 @@
-//! What the kernel enforces for one container: the files of its own cgroup, version 1 or 2, found by way of its main
-//! process. Read only, and never by a name that somebody chose.
+//! What the kernel enforces for a cgroup, version 1 or 2: read below the root without following a link, never by a path that
+//! a caller sent.
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agentd_core::units::{ByteCount, Cpus, Limit};
@@ -11,7 +11,8 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::limits;
+/// From here on the kernel takes a memory limit for none: the greatest whole number of pages, of 64 KiB at most.
+const NO_MEMORY_LIMIT: u64 = i64::MAX.unsigned_abs() - 0xffff;
 
 /// Where the cgroups and processes of a host are.
 #[derive(Debug, Clone)]
@@ -24,7 +25,7 @@ pub(super) struct Host {
     pub(super) unified: bool,
 }
 
-/// What a container's cgroup says. `None` where it can't be read.
+/// What a cgroup says. `None` where it can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Seen {
     pub(super) cpus: Option<Limit<Cpus>>,
@@ -49,18 +50,45 @@ impl Host {
         if self.unified { self.look_unified(&list, id) } else { self.look_legacy(&list, id) }
     }
 
+    /// The limits and the use of the cgroup at this path below the root, `None` where there is no such cgroup. A limit is
+    /// `None` where its controller is off there.
+    pub(super) fn look_at(&self, path: &str) -> Option<Seen> {
+        if self.unified {
+            return Some(read_unified(&open_below(&self.cgroups, path)?));
+        }
+        let open = |controller: &str| open_below(&self.cgroups.join(controller), path);
+        let (cpu, memory) = (open("cpu"), open("memory"));
+        let there = cpu.is_some() || memory.is_some() || open("systemd").is_some();
+        there.then(|| read_legacy(cpu.as_ref(), memory.as_ref()))
+    }
+
+    /// What tells a cgroup from a later one at the same path: the number of its folder.
+    pub(super) fn number_of(&self, path: &str) -> Option<u64> {
+        let roots = ["cpu", "memory"].map(|controller| self.cgroups.join(controller));
+        let folder = if self.unified {
+            open_below(&self.cgroups, path)
+        } else {
+            roots.iter().find_map(|root| open_below(root, path))
+        };
+        Some(nix::sys::stat::fstat(folder?).ok()?.st_ino)
+    }
+
+    /// The names of the cgroups right below this path.
+    pub(super) fn names_below(&self, path: &str) -> Vec<String> {
+        let root = if self.unified { self.cgroups.clone() } else { self.cgroups.join("systemd") };
+        // Opened as a path; read by way of /proc, which is that same folder.
+        let Some(folder) = open_below(&root, path) else { return Vec::new() };
+        let entries = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+        let entries = entries.into_iter().flatten().filter_map(Result::ok);
+        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
     fn look_unified(&self, list: &str, id: &str) -> Seen {
         let Some(path) = controller_path(list, None).and_then(|(_, path)| own_path(path, id)) else {
             return Seen::default();
         };
-        let Some(folder) = open_below(&self.cgroups, path) else { return Seen::default() };
-        let current = read_at(&folder, "memory.current").and_then(|text| number(&text));
-        let stat = read_at(&folder, "memory.stat").unwrap_or_default();
-        Seen {
-            cpus: read_at(&folder, "cpu.max").and_then(|text| parse_cpu_max(&text)),
-            memory: read_at(&folder, "memory.max").and_then(|text| parse_memory(&text)),
-            used: working_set(current, &stat, "inactive_file"),
-        }
+        open_below(&self.cgroups, path).map(|folder| read_unified(&folder)).unwrap_or_default()
     }
 
     fn look_legacy(&self, list: &str, id: &str) -> Seen {
@@ -71,20 +99,34 @@ impl Host {
             // beside it are links.
             open_below(&self.cgroups.join(mount), path).or_else(|| open_below(&self.cgroups.join(controller), path))
         };
-        let mut seen = Seen::default();
-        if let Some(folder) = open("cpu") {
-            let quota = read_at(&folder, "cpu.cfs_quota_us").and_then(|text| text.trim().parse().ok());
-            let period = read_at(&folder, "cpu.cfs_period_us").and_then(|text| text.trim().parse().ok());
-            seen.cpus = quota.zip(period).map(|(quota, period)| limits::cpus_of_quota(quota, period));
-        }
-        if let Some(folder) = open("memory") {
-            let usage = read_at(&folder, "memory.usage_in_bytes").and_then(|text| number(&text));
-            let stat = read_at(&folder, "memory.stat").unwrap_or_default();
-            seen.memory = read_at(&folder, "memory.limit_in_bytes").and_then(|text| parse_memory(&text));
-            seen.used = working_set(usage, &stat, "total_inactive_file");
-        }
-        seen
+        read_legacy(open("cpu").as_ref(), open("memory").as_ref())
     }
+}
+
+fn read_unified(folder: &OwnedFd) -> Seen {
+    let current = read_at(folder, "memory.current").and_then(|text| number(&text));
+    let stat = read_at(folder, "memory.stat").unwrap_or_default();
+    Seen {
+        cpus: read_at(folder, "cpu.max").and_then(|text| parse_cpu_max(&text)),
+        memory: read_at(folder, "memory.max").and_then(|text| parse_memory(&text)),
+        used: working_set(current, &stat, "inactive_file"),
+    }
+}
+
+fn read_legacy(cpu: Option<&OwnedFd>, memory: Option<&OwnedFd>) -> Seen {
+    let mut seen = Seen::default();
+    if let Some(folder) = cpu {
+        let quota = read_at(folder, "cpu.cfs_quota_us").and_then(|text| text.trim().parse().ok());
+        let period = read_at(folder, "cpu.cfs_period_us").and_then(|text| text.trim().parse().ok());
+        seen.cpus = quota.zip(period).map(|(quota, period)| cpus_of_quota(quota, period));
+    }
+    if let Some(folder) = memory {
+        let usage = read_at(folder, "memory.usage_in_bytes").and_then(|text| number(&text));
+        let stat = read_at(folder, "memory.stat").unwrap_or_default();
+        seen.memory = read_at(folder, "memory.limit_in_bytes").and_then(|text| parse_memory(&text));
+        seen.used = working_set(usage, &stat, "total_inactive_file");
+    }
+    seen
 }
 
 /// The line of a controller in `/proc/PID/cgroup` (cgroups(7)): the list of controllers it is mounted with and the path.
@@ -143,14 +185,34 @@ fn parse_cpu_max(text: &str) -> Option<Limit<Cpus>> {
     let mut words = text.split_whitespace();
     let (quota, period) = (words.next()?, words.next()?.parse().ok()?);
     let quota = if quota == "max" { -1 } else { quota.parse().ok()? };
-    Some(limits::cpus_of_quota(quota, period))
+    Some(cpus_of_quota(quota, period))
 }
 
 /// `max`, or bytes; version 1 writes "no limit" as the greatest number of whole pages.
 fn parse_memory(text: &str) -> Option<Limit<ByteCount>> {
     match text.trim() {
         "max" => Some(Limit::Unlimited),
-        bytes => Some(limits::memory_of_bytes(bytes.parse().ok()?)),
+        bytes => Some(memory_of_bytes(bytes.parse().ok()?)),
+    }
+}
+
+/// A quota in microseconds a period as CPUs, to the nearest thousandth. Setting and reading both round to the nearest, so
+/// that every value reads back as it was set for any period that Docker takes.
+pub(super) fn cpus_of_quota(quota: i64, period: i64) -> Limit<Cpus> {
+    match (u64::try_from(quota), u64::try_from(period)) {
+        (Ok(quota), Ok(period)) if quota > 0 && period > 0 => {
+            let millis = (u128::from(quota) * 1000 + u128::from(period) / 2) / u128::from(period);
+            Limit::At(u64::try_from(millis).map_or(Cpus::MAX, Cpus::from_millis))
+        }
+        _ => Limit::Unlimited,
+    }
+}
+
+/// A memory limit in bytes, where the greatest numbers are the kernel's way to say none.
+pub(super) fn memory_of_bytes(bytes: u64) -> Limit<ByteCount> {
+    match ByteCount::new(bytes) {
+        Some(count) if bytes < NO_MEMORY_LIMIT => Limit::At(count),
+        _ => Limit::Unlimited,
     }
 }
 
