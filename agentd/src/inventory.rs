@@ -422,9 +422,9 @@ impl Book {
     }
 
     /// One instance as it goes on the wire.
-    pub fn instance(&self, known: &Known) -> Instance {
+    pub fn instance(&self, known: &Known, config: &Config) -> Instance {
         let charge = self.ledger.charge(&known.observed.instance_id());
-        Instance::new(&known.observed, known.version.clone(), charge, known.holds.clone())
+        Instance::new(&known.observed, known.version.clone(), charge, known.holds.clone(), &config.sizes)
     }
 
     fn next_version(&mut self) -> String {

@@ -153,6 +153,9 @@ pub(crate) struct List {
     /// Only in this state: running, paused, stopped, starting, stopping, crashed or unknown
     #[arg(long)]
     pub(crate) state: Option<String>,
+    /// Only those whose next start has other values than what runs
+    #[arg(long)]
+    pub(crate) next_boot: bool,
 }
 
 /// `ctl resize`

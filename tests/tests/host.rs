@@ -259,7 +259,8 @@ fn units(host: &Host) -> Result<()> {
         "systemctl daemon-reload; systemctl enable --now batch batch2 sliced 2>&1; mkdir /sys/fs/cgroup/raw; systemctl restart agentd",
     )?;
     up(host)?;
-    let batch = "cat /sys/fs/cgroup/system.slice/batch.service/cpu.max /sys/fs/cgroup/system.slice/batch.service/memory.max";
+    let batch =
+        "cat /sys/fs/cgroup/system.slice/batch.service/cpu.max /sys/fs/cgroup/system.slice/batch.service/memory.max";
     // By somebody in the right group; the cgroup shows it, systemd reads its units anew, and it is still so.
     host.ssh("member", "ctl resize batch.service --cpus 0.3 --memory 64MiB")?;
     assert_eq!(host.ssh("root", batch)?, "30000 100000\n67108864");
@@ -291,12 +292,18 @@ fn units(host: &Host) -> Result<()> {
     let committed = || -> Result<f64> { ctl(host, "capacity")?["cpus"]["committed"].as_f64().context("a number") };
     let before = committed()?;
     host.ssh("root", "ctl resize lab.slice --cpus 1 && ctl resize sliced.service --cpus 0.5")?;
-    assert_eq!(host.ssh("root", "cat /sys/fs/cgroup/lab.slice/lab-inner.slice/sliced.service/cpu.max")?, "50000 100000");
+    assert_eq!(
+        host.ssh("root", "cat /sys/fs/cgroup/lab.slice/lab-inner.slice/sliced.service/cpu.max")?,
+        "50000 100000"
+    );
     wait_until("the slice alone to be charged", LIMIT, || {
         ctl(host, "list --kind unit")?;
         Ok(((committed()? - before - 1.0).abs() < 0.001).then_some(()))
     })?;
-    host.ssh("root", "sed -i 's/^allow = .\"batch.*/allow = [\"*\"]/' /etc/agentd/agentd.toml && systemctl reload agentd")?;
+    host.ssh(
+        "root",
+        "sed -i 's/^allow = .\"batch.*/allow = [\"*\"]/' /etc/agentd/agentd.toml && systemctl reload agentd",
+    )?;
     wait_until("all units", LIMIT, || {
         let listed = host.ssh("root", "ctl list --kind unit")?;
         Ok(listed.contains("docker.service").then_some(()))
@@ -306,7 +313,10 @@ fn units(host: &Host) -> Result<()> {
         ensure!(!listed.contains(others), "{others}: {listed}");
     }
     let narrow = "allow = [\"batch*.service\", \"sliced.service\", \"lab*.slice\"]";
-    host.ssh("root", &format!("sed -i 's/^allow = ...\"\\*.*/{narrow}/' /etc/agentd/agentd.toml && systemctl reload agentd"))?;
+    host.ssh(
+        "root",
+        &format!("sed -i 's/^allow = ...\"\\*.*/{narrow}/' /etc/agentd/agentd.toml && systemctl reload agentd"),
+    )?;
     assert_eq!(exit(host, "root", "ctl show unit/docker.service")?, 6);
 
     // A cgroup that is ours.
@@ -316,7 +326,8 @@ fn units(host: &Host) -> Result<()> {
         "40000 100000\n33554432"
     );
     // For the reboot: one that lasts, one that doesn't.
-    host.ssh("root", "ctl resize batch.service --cpus 0.6 && ctl resize batch2.service --cpus 0.4 --live-only").map(drop)
+    host.ssh("root", "ctl resize batch.service --cpus 0.6 && ctl resize batch2.service --cpus 0.4 --live-only")
+        .map(drop)
 }
 
 /// What [`units`] has left behind.

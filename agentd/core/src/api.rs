@@ -6,8 +6,9 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::config::Size;
 use crate::error::{Code, Numbers};
-use crate::instance::{Kind, Observed, Reading, Ref, State};
+use crate::instance::{Field, Kind, Observed, Reading, Ref, State};
 use crate::ledger::Charge;
 use crate::operation::{Operation, Outcome, StepState, Who};
 use crate::plan::Aim;
@@ -109,12 +110,82 @@ pub struct Instance {
     pub holds: Vec<Hold>,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// The size of the config whose values it has; null where there is none.
+    #[serde(default)]
+    pub size: Option<String>,
+    /// The fields whose next start has another value than what runs.
+    #[serde(default)]
+    pub next_boot: Vec<Field>,
+    /// What can be done about each field, and why not; only where one instance is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+}
+
+/// What can be done about each field of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Capabilities {
+    /// vCPUs, or the CPU limit.
+    pub cpus: Capability,
+    /// CPU-time cap of a whole VM.
+    pub cpu_limit: Capability,
+    /// Memory.
+    pub memory: Capability,
+}
+
+/// What can be done about one field.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Capability {
+    /// While it runs.
+    pub live: Possible,
+    /// From its next start on.
+    pub restart: Possible,
+    /// Taking its limit away.
+    pub unlimited: Possible,
+}
+
+/// Whether something is possible, and how far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Possible {
+    /// Whether it is.
+    pub possible: bool,
+    /// The least value: CPUs, or bytes.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    pub least: Option<serde_json::Number>,
+    /// The greatest value; null where nothing bounds it.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    pub most: Option<serde_json::Number>,
+    /// Why it isn't possible, or what bounds it.
+    pub why: Option<String>,
+}
+
+impl Possible {
+    /// It is, without bounds.
+    pub const fn yes() -> Self {
+        Possible { possible: true, least: None, most: None, why: None }
+    }
+
+    /// It isn't.
+    pub fn no(why: String) -> Self {
+        Possible { possible: false, least: None, most: None, why: Some(why) }
+    }
 }
 
 impl Instance {
     /// An observation with what the daemon adds to it.
-    pub fn new(observed: &Observed, version: String, committed: Charge, holds: Vec<Hold>) -> Self {
+    pub fn new(
+        observed: &Observed,
+        version: String,
+        committed: Charge,
+        holds: Vec<Hold>,
+        sizes: &BTreeMap<String, Size>,
+    ) -> Self {
         Instance {
+            size: sizes.iter().filter(|(_, size)| size.fits(observed)).map(|(name, _)| name.clone()).next(),
+            next_boot: observed.differs_at_next_boot(),
+            capabilities: None,
             reference: observed.reference.to_string(),
             kind: observed.reference.kind(),
             name: observed.reference.name().to_owned(),

@@ -249,6 +249,7 @@ impl FromStr for State {
 
 /// The fields that a resize can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Field {
     /// vCPUs of a VM, CPU-time limit of anything else.
@@ -422,6 +423,19 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// The fields whose next start has another value than what runs is to have.
+    pub fn differs_at_next_boot(&self) -> Vec<Field> {
+        fn differs<T: PartialEq>(reading: &Reading<T>) -> bool {
+            matches!((&reading.accepted, &reading.persistent), (Some(now), Some(next)) if now != next)
+        }
+        let fields = [
+            (Field::Cpus, differs(&self.cpus)),
+            (Field::CpuLimit, differs(&self.cpu_limit)),
+            (Field::Memory, differs(&self.memory)),
+        ];
+        fields.into_iter().filter(|(_, differs)| self.state.is_up() && *differs).map(|(field, _)| field).collect()
+    }
+
     /// What it is known by.
     pub fn instance_id(&self) -> InstanceId {
         InstanceId { kind: self.reference.kind(), id: self.id.clone() }

@@ -337,9 +337,11 @@ impl Engine {
 
     /// The operation with its instance as the book has it now.
     pub(super) fn view(&self, operation: &Operation, observed: Option<&Observed>) -> OperationView {
+        let settings = self.settings();
         let book = self.book();
         // By its id only: who has the name now may be none of the caller's business.
-        let instance = book.get(&operation.instance_id()).map(|known| book.instance(known));
+        let known = book.get(&operation.instance_id());
+        let instance = known.map(|known| book.instance(known, &settings.config));
         OperationView::new(operation, observed, instance)
     }
 
@@ -414,6 +416,21 @@ fn check_version(book: &Book, ask: &Ask, seen: &Observed) -> Result<(), Problem>
 }
 
 fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Observed) -> Result<Plan, Problem> {
+    with_inputs(book, settings, observed, |inputs| match &ask.wish {
+        Wish::Resize(request, _) => resize(inputs, request),
+        Wish::Stop { timeout, force } => stop(inputs, *timeout, *force),
+        Wish::Start => start(inputs),
+        Wish::Undo(operation, _) => undo(inputs, operation),
+    })
+}
+
+/// All that core decides from about an instance.
+pub(super) fn with_inputs<T>(
+    book: &Book,
+    settings: &super::Settings,
+    observed: &Observed,
+    decide: impl FnOnce(&Inputs<'_>) -> T,
+) -> T {
     let rules = settings.config.rules_for(observed.reference.as_str(), &observed.labels);
     let holds = book.get(&observed.instance_id()).map(|known| known.holds.clone()).unwrap_or_default();
     let inputs = Inputs {
@@ -424,12 +441,7 @@ fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Obse
         host: settings.host,
         ledger: book.ledger(),
     };
-    match &ask.wish {
-        Wish::Resize(request, _) => resize(&inputs, request),
-        Wish::Stop { timeout, force } => stop(&inputs, *timeout, *force),
-        Wish::Start => start(&inputs),
-        Wish::Undo(operation, _) => undo(&inputs, operation),
-    }
+    decide(&inputs)
 }
 
 fn grows(now: Charge, wanted: Charge) -> bool {

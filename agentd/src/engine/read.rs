@@ -14,8 +14,10 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Target};
 use agentd_core::operation::{Operation, Outcome, Who};
 use agentd_core::pattern::Pattern;
+use agentd_core::plan::capabilities;
 use agentd_core::units::Limit;
 
+use super::change::with_inputs;
 use super::keys::lost;
 use super::{Engine, Failure, Peer, not_found};
 use crate::clock::now_ms;
@@ -31,6 +33,8 @@ pub struct Filter {
     pub pattern: Option<Pattern>,
     /// In this state.
     pub state: Option<State>,
+    /// Whose next start has other values than what runs, or hasn't.
+    pub next_boot: Option<bool>,
     /// At most this many.
     pub limit: Option<usize>,
     /// After this reference.
@@ -57,6 +61,7 @@ impl Engine {
             let (reference, labels) = (observed.reference.as_str(), &observed.labels);
             filter.kind.is_none_or(|kind| observed.reference.kind() == kind)
                 && filter.state.is_none_or(|state| observed.state == state)
+                && filter.next_boot.is_none_or(|differs| observed.differs_at_next_boot().is_empty() != differs)
                 && filter.pattern.as_ref().is_none_or(|pattern| pattern.matches(reference, labels))
                 && settings.access.can_see(&peer.caller, reference, labels)
         };
@@ -70,7 +75,7 @@ impl Engine {
         let more = page.len() > limit;
         page.truncate(limit);
         let next_cursor = more.then(|| page.last().map(|known| known.observed.reference.to_string())).flatten();
-        let items = page.into_iter().map(|known| book.instance(known)).collect();
+        let items = page.into_iter().map(|known| book.instance(known, &settings.config)).collect();
         Ok(InstanceList { items, next_cursor, total, unavailable: book.unavailable().keys().copied().collect() })
     }
 
@@ -78,12 +83,18 @@ impl Engine {
     pub async fn show(&self, peer: &Peer, target: &Target) -> Result<Instance, Problem> {
         let observed = self.find(peer, target).await?;
         self.authorize(peer, Right::Read, &observed, target)?;
+        let settings = self.settings();
         let book = self.book();
         // With a change in flight the book keeps what it had; the reader gets what is seen now all the same.
         match book.get(&observed.instance_id()) {
             Some(known) => {
                 let charge = book.ledger().charge(&observed.instance_id());
-                Ok(Instance::new(&observed, known.version.clone(), charge, known.holds.clone()))
+                let (version, holds, sizes) = (known.version.clone(), known.holds.clone(), &settings.config.sizes);
+                let capabilities = with_inputs(&book, &settings, &observed, capabilities);
+                Ok(Instance {
+                    capabilities: Some(capabilities),
+                    ..Instance::new(&observed, version, charge, holds, sizes)
+                })
             }
             None => Err(not_found(observed.reference.as_str())),
         }

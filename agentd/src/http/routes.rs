@@ -142,6 +142,8 @@ struct InstancesQuery {
     pattern: Option<String>,
     /// `running`, `stopped`, …
     state: Option<String>,
+    /// `true`: only those whose next start has other values than what runs; `false`: only the others.
+    next_boot: Option<bool>,
     /// At most this many.
     limit: Option<usize>,
     /// The `next_cursor` of the page before.
@@ -186,6 +188,7 @@ async fn instances(
             .map(|pattern| Pattern::parse(&pattern).map_err(|e| Problem::new(Code::InvalidRequest, e.to_string())))
             .transpose()?,
         state: query.state.map(|state| state.parse::<State>()).transpose()?,
+        next_boot: query.next_boot,
         limit: query.limit,
         cursor: query.cursor,
     };

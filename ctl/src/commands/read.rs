@@ -21,6 +21,7 @@ pub(super) fn list(context: &Context, args: &List) -> Result<Report, Failure> {
     query.extend(kind.map(|kind| format!("kind={kind}")));
     query.extend(args.pattern.as_deref().map(|pattern| format!("match={}", encode(pattern))));
     query.extend(state.map(|state| format!("state={state}")));
+    query.extend(args.next_boot.then(|| "next_boot=true".to_owned()));
     let reply = all_pages(context, &query)?;
     let list: InstanceList = reply.read()?;
     let mut err = table::unavailable(&list.unavailable, "what it has is as it was last seen, or missing");

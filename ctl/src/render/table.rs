@@ -3,11 +3,14 @@
 
 use std::fmt::Display;
 
-use agentd_core::api::{Capacity, CapacityOf, FieldView, Health, HoldKind, Instance, SizeList};
-use agentd_core::instance::{Kind, State};
+use agentd_core::api::{
+    Capabilities, Capability, Capacity, CapacityOf, FieldView, Health, HoldKind, Instance, SizeList,
+};
+use agentd_core::instance::{Field, Kind, State};
 use agentd_core::ledger::Charge;
 use agentd_core::units::{ByteCount, Limit};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
+use serde_json::Number;
 
 use super::text::{WARNING, clean, paragraph};
 
@@ -90,6 +93,11 @@ fn charge(charge: Charge) -> String {
 
 fn marks(instance: &Instance) -> String {
     let mut marks: Vec<String> = instance.holds.iter().map(|hold| format!("held: {}", hold.hold.as_str())).collect();
+    marks.extend(instance.size.as_deref().map(|size| format!("size {}", clean(size))));
+    if !instance.next_boot.is_empty() {
+        let fields: Vec<&str> = instance.next_boot.iter().map(|field| field.as_str()).collect();
+        marks.push(format!("next boot: {}", fields.join(", ")));
+    }
     match instance.notes.len() {
         0 => {}
         1 => marks.push("1 note".into()),
@@ -108,6 +116,9 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
     let header = ["", "accepted", "observed", "confirmed", "persistent", "ceiling"];
     out += &lay(&header, &[Left, Right, Right, Right, Right, Right], rows.into_iter().flatten().collect(), None);
     out += &format!("committed {} CPUs, {}\n", instance.committed.cpus, instance.committed.memory);
+    out += &instance.size.as_deref().map(|size| format!("size {}\n", clean(size))).unwrap_or_default();
+    out += &next_boot(instance, width);
+    out += &instance.capabilities.as_ref().map(|can| capabilities(can, width)).unwrap_or_default();
     for (key, value) in &instance.labels {
         out += &paragraph(&format!("label {}={}", clean(key), clean(value)), 6, width);
     }
@@ -128,6 +139,45 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
             HoldKind::Recovering => "it ends by itself once the backend answers; stop works meanwhile".to_owned(),
         };
         out += &paragraph(&format!("  what to do: {what}"), 14, width);
+    }
+    out
+}
+
+/// What the next start has that what runs hasn't.
+fn next_boot(instance: &Instance, width: Option<usize>) -> String {
+    let value = |field: &Field| match field {
+        Field::Cpus => instance.cpus.persistent.map(|value| value.to_string()),
+        Field::CpuLimit => instance.cpu_limit.persistent.map(|value| value.to_string()),
+        Field::Memory => instance.memory.persistent.map(|value| value.to_string()),
+    };
+    let tell = |field: &Field| format!("{} {}", field.as_str(), value(field).unwrap_or_else(|| NOTHING.to_owned()));
+    let fields: Vec<String> = instance.next_boot.iter().map(tell).collect();
+    if fields.is_empty() { String::new() } else { paragraph(&format!("next boot: {}", fields.join(", ")), 11, width) }
+}
+
+/// What can be done about each field: live, from the next start on, without a limit; and why not.
+fn capabilities(can: &Capabilities, width: Option<usize>) -> String {
+    let cpus = |number: &Number| number.to_string();
+    let bytes = |number: &Number| {
+        let bytes = number.as_u64().and_then(ByteCount::new);
+        bytes.map_or_else(|| number.to_string(), |bytes| bytes.to_string())
+    };
+    let fields: [(&str, &Capability, &dyn Fn(&Number) -> String); 3] =
+        [("cpus", &can.cpus, &cpus), ("cpu_limit", &can.cpu_limit, &cpus), ("memory", &can.memory, &bytes)];
+    let mut out = String::new();
+    for (name, field, tell) in fields {
+        let ways = [("live", &field.live), ("next start", &field.restart), ("no limit", &field.unlimited)];
+        let ways = ways.map(|(way, possible)| {
+            let why = possible.why.as_deref().map(|why| format!(" ({})", clean(why))).unwrap_or_default();
+            let range = match (&possible.least, &possible.most) {
+                (Some(least), Some(most)) => format!(" {} to {}", tell(least), tell(most)),
+                (Some(least), None) => format!(" from {}", tell(least)),
+                _ if possible.possible => " yes".to_owned(),
+                _ => " no".to_owned(),
+            };
+            format!("{way}{range}{why}")
+        });
+        out += &paragraph(&format!("{name}: {}", ways.join("; ")), 2, width);
     }
     out
 }

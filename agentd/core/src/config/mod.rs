@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::access::Rights;
+use crate::instance::{Kind, Observed, Reading};
 use crate::pattern::Pattern;
 pub use crate::units::Ratio;
 use crate::units::{ByteCount, Cpus, Limit};
@@ -217,6 +218,23 @@ pub struct Size {
     pub memory: Option<ByteCount>,
     /// CPU-time cap of a vm. Absent in the file: none.
     pub cpu_limit: Limit<Cpus>,
+}
+
+impl Size {
+    /// Whether an instance has these values: what runs, or what it will start with.
+    #[must_use]
+    pub fn fits(&self, observed: &Observed) -> bool {
+        fn has<T: Copy + PartialEq>(reading: &Reading<T>, up: bool) -> Option<Limit<T>> {
+            if up { reading.accepted } else { reading.persistent }
+        }
+        let up = observed.state.is_up();
+        let one = |want: Option<Limit<Cpus>>, has: Option<Limit<Cpus>>| want.is_none() || want == has;
+        let vm = observed.reference.kind() == Kind::Vm;
+        one(self.cpus.map(Limit::At), has(&observed.cpus, up))
+            && self.memory.is_none_or(|memory| has(&observed.memory, up) == Some(Limit::At(memory)))
+            // What has no cpu_limit has none.
+            && (!vm || has(&observed.cpu_limit, up).unwrap_or(Limit::Unlimited) == self.cpu_limit)
+    }
 }
 
 /// When an instance's memory may be taken away.

@@ -3,6 +3,7 @@
 //! planner knows nothing of sockets, clocks or backends beyond their words for the steps.
 
 mod admission;
+mod capabilities;
 mod checks;
 mod power;
 mod resize;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
+pub use capabilities::capabilities;
 pub use power::{start, stop};
 pub use resize::resize;
 pub use settle::{Reached, may_be_ours, may_stand_unseen, overwritten, reached, same_cpu_time, unchanged_since};

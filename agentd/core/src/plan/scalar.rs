@@ -17,9 +17,10 @@ pub(super) trait Scalar: Magnitude + Ord {
 
 impl Scalar for Cpus {
     const ZERO: Self = Cpus::ZERO;
-    /// CPUs are never rounded: asking for 1.5 vCPUs is a mistake, not a wish for 2.
-    fn round_up(self, _grain: Self) -> Option<Self> {
-        Some(self)
+    /// vCPUs have been asked by now whether they are whole: 1.5 of them is a mistake, not a wish for 2.
+    fn round_up(self, grain: Self) -> Option<Self> {
+        let grain = grain.millis().max(1);
+        self.millis().checked_next_multiple_of(grain).map(Cpus::from_millis)
     }
     fn is_whole(self) -> bool {
         Cpus::is_whole(self)

@@ -1,0 +1,115 @@
+//! What can be done about each field of an instance: live, from its next start on, not at all, and why. The answers are those
+//! that a resize would give; what only its caps or its use of memory forbid now is left to the resize.
+
+use super::Inputs;
+use super::scalar::Scalar;
+use crate::api::{Capabilities, Capability, Possible};
+use crate::config::Bound;
+use crate::instance::{Ability, Field, Kind, Reading, Saved};
+use crate::units::{ByteCount, Cpus, Limit};
+
+/// Of every field.
+pub fn capabilities(inputs: &Inputs<'_>) -> Capabilities {
+    let (observed, rules, scaling) = (inputs.observed, inputs.rules, &inputs.config.scaling);
+    let cpus = Bounds {
+        least: observed.cpus.least,
+        most: rules.max_cpus,
+        most_live: scaling.max_cpus.or_host(inputs.host.cpus),
+        keys: ["[[limit]] max_cpus", "[scaling] max_cpus, or the host's own"],
+    };
+    let cpu_limit = Bounds { least: observed.cpu_limit.least, most: None, most_live: Cpus::MAX, keys: [""; 2] };
+    let least = rules.min_memory.map_or(observed.memory.least, |bound| bound.value.max(observed.memory.least));
+    let memory = Bounds {
+        least,
+        most: rules.max_memory,
+        most_live: scaling.max_memory.or_host(inputs.host.memory),
+        keys: ["[[limit]] max_memory", "[scaling] max_memory, or the host's own"],
+    };
+    Capabilities {
+        cpus: capability(inputs, Field::Cpus, &observed.cpus, &cpus),
+        cpu_limit: capability(inputs, Field::CpuLimit, &observed.cpu_limit, &cpu_limit),
+        memory: capability::<ByteCount>(inputs, Field::Memory, &observed.memory, &memory),
+    }
+}
+
+/// What the config lets a field have.
+struct Bounds<T> {
+    least: T,
+    most: Option<Bound<T>>,
+    most_live: T,
+    /// The names of the two.
+    keys: [&'static str; 2],
+}
+
+fn capability<T: Scalar>(inputs: &Inputs<'_>, field: Field, reading: &Reading<T>, bounds: &Bounds<T>) -> Capability {
+    Capability {
+        live: live(inputs, reading, bounds).unwrap_or_else(Possible::no),
+        restart: restart(inputs, reading, bounds).unwrap_or_else(Possible::no),
+        unlimited: unlimited(inputs, field, reading).unwrap_or_else(Possible::no),
+    }
+}
+
+fn live<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds<T>) -> Result<Possible, String> {
+    let observed = inputs.observed;
+    inputs.refuse_if_blocked().map_err(|problem| problem.detail)?;
+    if !observed.state.is_up() {
+        return Err(format!("it is {}", observed.state));
+    }
+    able(reading)?;
+    if !inputs.rules.live {
+        return Err("[[limit]] live = false".into());
+    }
+    let ceiling = reading.ceiling.map(|most| {
+        (most, if observed.reference.kind() == Kind::Vm { "its ceiling since it started" } else { "the host" })
+    });
+    let scaling = (bounds.keys[1] != "").then_some((bounds.most_live, bounds.keys[1]));
+    Ok(within(bounds, [ceiling, scaling]))
+}
+
+fn restart<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds<T>) -> Result<Possible, String> {
+    let observed = inputs.observed;
+    inputs.refuse_if_blocked().map_err(|problem| problem.detail)?;
+    match observed.saved {
+        Saved::Nowhere => return Err("it has no saved form: what it has ends with it".into()),
+        // What can't be changed in one of its two sides can't be changed in the other.
+        Saved::Together | Saved::OnRequest => able(reading)?,
+        Saved::Apart if reading.persistent.is_none() => able(reading)?,
+        Saved::Apart => {}
+    }
+    let ceiling = reading.saved_ceiling.map(|most| {
+        (most, if observed.reference.kind() == Kind::Vm { "the maximum of its saved definition" } else { "the host" })
+    });
+    Ok(within(bounds, [ceiling, None]))
+}
+
+fn unlimited<T: PartialEq>(inputs: &Inputs<'_>, field: Field, reading: &Reading<T>) -> Result<Possible, String> {
+    let vm = inputs.observed.reference.kind() == Kind::Vm;
+    match &reading.unlimit {
+        Ability::No(_, why) => Err(why.clone()),
+        _ if vm && field != Field::CpuLimit => Err("a VM always has a number of them".into()),
+        _ if !vm && !inputs.rules.unlimited && reading.accepted != Some(Limit::Unlimited) => {
+            Err("it takes a [[limit]] with unlimited = true".into())
+        }
+        Ability::OneWay(why) => Ok(Possible { why: Some(why.clone()), ..Possible::yes() }),
+        Ability::Yes => Ok(Possible::yes()),
+    }
+}
+
+fn able<T>(reading: &Reading<T>) -> Result<(), String> {
+    match &reading.live {
+        Ability::No(_, why) => Err(why.clone()),
+        Ability::Yes | Ability::OneWay(_) => Ok(()),
+    }
+}
+
+/// From the least to the lowest of all that bounds it, which is named.
+fn within<T: Scalar>(bounds: &Bounds<T>, more: [Option<(T, &str)>; 2]) -> Possible {
+    let of_rule = bounds.most.map(|bound| (bound.value, bounds.keys[0]));
+    let most = more.into_iter().flatten().chain(of_rule).min_by(|a, b| a.0.cmp(&b.0));
+    Possible {
+        least: bounds.least.number(),
+        most: most.and_then(|(most, _)| most.number()),
+        why: most.map(|(_, why)| why.to_owned()),
+        ..Possible::yes()
+    }
+}
