@@ -370,6 +370,21 @@ pub struct Covered {
     pub memory: bool,
 }
 
+/// How a VM's memory is made up of what its balloon leaves it and what a virtio-mem device gives it beyond that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// The most that the balloon leaves the guest: what it was booted with, without the device.
+    pub base: ByteCount,
+    /// What the balloon is to leave it.
+    pub balloon: ByteCount,
+    /// What the device is to give it.
+    pub plugged: ByteCount,
+    /// The most that the device can give.
+    pub size: ByteCount,
+    /// What the device gives is a multiple of this.
+    pub block: ByteCount,
+}
+
 /// What an instance is known by, whatever it is called just now: its kind, and its engine's own id, which no other one has.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceId {
@@ -409,6 +424,12 @@ pub struct Observed {
     pub used: Usage,
     /// What its next start takes.
     pub demand: Demand,
+    /// What the memory of what runs is made up of, where it has a virtio-mem device.
+    #[serde(default)]
+    pub parts: Option<Parts>,
+    /// The same of what is saved.
+    #[serde(default)]
+    pub saved_parts: Option<Parts>,
     /// What of it an outer instance is charged for.
     #[serde(default)]
     pub covered: Covered,

@@ -434,6 +434,8 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
         },
         demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
         covered: Covered::default(),
+        parts: None,
+        saved_parts: None,
         labels: BTreeMap::new(),
         notes: Vec::new(),
         unchangeable: None,

@@ -113,3 +113,62 @@ fn within<T: Scalar>(bounds: &Bounds<T>, more: [Option<(T, &str)>; 2]) -> Possib
         ..Possible::yes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Number;
+
+    use super::*;
+    use crate::error::Code;
+    use crate::instance::{Observed, State};
+    use crate::plan::tests::{MIB, container, unit, vm, with};
+
+    fn of(observed: &Observed, config: &str) -> Capabilities {
+        with(observed, config, capabilities)
+    }
+
+    fn range(possible: &Possible) -> (u64, u64) {
+        let number = |number: &Option<Number>| number.as_ref().and_then(Number::as_u64).unwrap_or(0);
+        (number(&possible.least), number(&possible.most))
+    }
+
+    #[test]
+    fn a_vm_reaches_its_ceiling_live_and_its_definitions_maximum_by_a_restart() {
+        let mut web = vm();
+        web.cpus.saved_ceiling = Some(Cpus::whole(8));
+        let can = of(&web, "");
+        assert_eq!((range(&can.cpus.live), range(&can.cpus.restart)), ((1, 4), (1, 8)));
+        assert!(can.cpus.live.why.unwrap().contains("ceiling") && can.cpus.restart.why.unwrap().contains("definition"));
+        assert_eq!(range(&can.memory.live), (1 << 20, 2 << 30));
+        assert!(!can.cpus.unlimited.possible && can.cpu_limit.unlimited.possible);
+        // The lowest bound is the one that is named.
+        let bounded =
+            "[scaling]\nmax_cpus = 3\n[[limit]]\nmatch = \"*\"\nmax_memory = \"1536M\"\nmin_memory = \"512M\"\n";
+        let can = of(&web, bounded);
+        assert_eq!(
+            (range(&can.cpus.live).1, can.cpus.live.why.as_deref()),
+            (3, Some("[scaling] max_cpus, or the host's own"))
+        );
+        assert_eq!(range(&can.memory.live), (MIB(512).bytes(), MIB(1536).bytes()));
+        assert_eq!(can.memory.restart.why.as_deref(), Some("[[limit]] max_memory"));
+    }
+
+    #[test]
+    fn what_is_not_possible_says_why() {
+        let off = of(&vm(), "[[limit]]\nmatch = \"*\"\nlive = false\n");
+        assert_eq!((off.cpus.live.possible, off.cpus.live.why.as_deref()), (false, Some("[[limit]] live = false")));
+        assert!(off.cpus.restart.possible);
+        let down = of(&Observed { state: State::Stopped, boot: None, ..vm() }, "");
+        assert_eq!(down.memory.live.why.as_deref(), Some("it is stopped"));
+        let mut silent = vm();
+        silent.memory.live = Ability::No(Code::Unsupported, "it has no balloon device".into());
+        assert_eq!(of(&silent, "").memory.live.why.as_deref(), Some("it has no balloon device"));
+        assert!(of(&silent, "").memory.restart.possible);
+        assert!(!of(&container(), "").cpu_limit.live.possible);
+        assert!(of(&container(), "").cpus.unlimited.why.unwrap().contains("unlimited = true"));
+        let raw = Observed { saved: Saved::Nowhere, ..unit() };
+        assert!(of(&raw, "").cpus.live.possible && !of(&raw, "").cpus.restart.possible);
+        let swarm = Observed { unchangeable: Some("swarm manages it".into()), ..container() };
+        assert!(of(&swarm, "").memory.live.why.unwrap().contains("swarm"));
+    }
+}

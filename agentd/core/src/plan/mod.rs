@@ -5,6 +5,7 @@
 mod admission;
 mod capabilities;
 mod checks;
+mod parts;
 mod power;
 mod resize;
 mod scalar;
@@ -92,6 +93,10 @@ pub struct Values {
     /// Memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Limit<ByteCount>>,
+    /// Of `memory`, what a virtio-mem device is asked to give, where that is what the call is about; else it is about the
+    /// balloon, and the device stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plugged: Option<ByteCount>,
 }
 
 impl Values {
@@ -111,6 +116,7 @@ impl Values {
             cpus: self.cpus.filter(|_| self.cpus != other.cpus),
             cpu_limit: self.cpu_limit.filter(|_| self.cpu_limit != other.cpu_limit),
             memory: self.memory.filter(|_| self.memory != other.memory),
+            plugged: None,
         }
     }
 
@@ -287,6 +293,7 @@ impl Targets {
             cpus: self.cpus.filter(|aim| aim.live).map(|aim| aim.requested),
             cpu_limit: self.cpu_limit.filter(|aim| aim.live).map(|aim| aim.requested),
             memory: self.memory.filter(|aim| aim.live).map(|aim| aim.requested),
+            plugged: None,
         };
         values.are_observed(Scope::Live, observed)
     }

@@ -10,7 +10,7 @@ use super::steps::{make_one_way, steps};
 use super::{Action, Aim, Inputs, Plan, Scope, Targets, Values, Verb};
 use crate::api::{Apply, ResizeRequest, Restart};
 use crate::error::{Code, Numbers, Problem};
-use crate::instance::{Ability, Field, Kind, Observed, Reading, Saved, State};
+use crate::instance::{Ability, Field, Kind, Observed, Parts, Reading, Saved, State};
 use crate::units::{Amount, ByteCount, Cpus, Limit};
 
 /// Plans a resize, or refuses it with the numbers.
@@ -28,7 +28,23 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
         memory: aim(inputs, Field::Memory, &observed.memory, wanted.memory, place, &mut plan.notes)?,
     };
     plan.targets = targets;
+    if let Some(aim) = &mut plan.targets.memory {
+        in_blocks(observed, aim, &mut plan.notes);
+    }
     complete(inputs, plan, place, |scope, values| Action::Set { scope, values })
+}
+
+/// Beyond what its balloon can give back, a VM's memory comes in blocks.
+fn in_blocks(observed: &Observed, aim: &mut Aim<ByteCount>, notes: &mut Vec<String>) {
+    let Limit::At(wanted) = aim.requested else { return };
+    let fit = |parts: Option<Parts>| parts.and_then(|parts| parts.fit(wanted)).unwrap_or(wanted);
+    let (live, saved) = (fit(observed.parts), fit(observed.saved_parts));
+    let requested = if aim.live { live } else { saved };
+    if let Some(parts) = observed.parts.or(observed.saved_parts).filter(|_| requested != wanted) {
+        notes.push(format!("memory {wanted} is rounded up to {requested}: it is plugged in blocks of {}", parts.block));
+    }
+    aim.requested = Limit::At(requested);
+    aim.saved_requested = (aim.saved && saved != requested).then_some(Limit::At(saved));
 }
 
 /// The way from targets to a plan that every change of CPUs and memory goes: what of them is needed, whether it is
@@ -284,11 +300,13 @@ impl Needed {
                 cpus: live(targets.cpus, &observed.cpus, cpus_rule(observed)),
                 cpu_limit: live(targets.cpu_limit, &observed.cpu_limit, same_cpu_time),
                 memory: live(targets.memory, &observed.memory, |a, b| a == b),
+                plugged: None,
             },
             saved: Values {
                 cpus: saved(targets.cpus, &observed.cpus),
                 cpu_limit: saved(targets.cpu_limit, &observed.cpu_limit),
                 memory: saved(targets.memory, &observed.memory),
+                plugged: None,
             },
         };
         if place.together && place.live {

@@ -2,8 +2,8 @@
 
 use super::resize::{Needed, Place};
 use super::{Action, Inputs, Plan, Scope, Settle, Step, UndoClass, Values, describe};
-use crate::instance::{Ability, Field, Kind, Observed, Reading};
-use crate::units::Limit;
+use crate::instance::{Ability, Field, Kind, Observed, Parts, Reading};
+use crate::units::{ByteCount, Limit};
 
 /// The steps, from the surest to undo to the least sure.
 /// `action` makes the call that sets some values.
@@ -42,13 +42,44 @@ pub(super) fn steps(
         (Scope::Live, Field::Memory, UndoClass::Exact, Settle::Guest),
         (Scope::Live, Field::Cpus, UndoClass::Attempt, Settle::Guest),
     ];
-    order
-        .into_iter()
-        .filter_map(|(scope, field, class, settle)| {
-            let values = if scope == Scope::Live { &needed.live } else { &needed.saved };
-            only(field, values).map(|values| step(scope, values, class, settle))
-        })
-        .collect()
+    let mut steps = Vec::new();
+    for (scope, field, class, settle) in order {
+        let live = scope == Scope::Live;
+        let values = if live { &needed.live } else { &needed.saved };
+        let parts = if live { observed.parts } else { observed.saved_parts };
+        match (only(field, values), parts) {
+            (Some(Values { memory: Some(Limit::At(memory)), .. }), Some(parts)) => {
+                steps.extend(part_by_part(observed, scope, parts, memory, settle, &action));
+            }
+            (Some(values), _) => steps.push(step(scope, values, class, settle)),
+            (None, _) => {}
+        }
+    }
+    steps
+}
+
+/// The steps of memory that is made up of parts: each moves one, and goes back to where that was.
+fn part_by_part(
+    observed: &Observed,
+    scope: Scope,
+    parts: Parts,
+    memory: ByteCount,
+    settle: Settle,
+    action: impl Fn(Scope, Values) -> Action,
+) -> Vec<Step> {
+    let mut now = Values { memory: Some(Limit::At(parts.sum())), plugged: Some(parts.plugged), ..Values::default() };
+    let mut steps = Vec::new();
+    for stop in parts.way_to(memory) {
+        let values = Values { memory: Some(Limit::At(stop.memory)), plugged: stop.plugged, ..Values::default() };
+        let before = Values { plugged: now.plugged.filter(|_| stop.plugged.is_some()), ..now };
+        // What was plugged needs the guest to give it back.
+        let exact = scope == Scope::Saved || stop.plugged.is_none();
+        let class = if exact { UndoClass::Exact } else { UndoClass::Attempt };
+        let undo = Action::Restore { scope, values: before, saved: None, native: observed.native.clone() };
+        steps.push(with_undo(observed, action(scope, values), undo, class, settle));
+        now = Values { plugged: stop.plugged.or(now.plugged), ..values };
+    }
+    steps
 }
 
 /// What can't be taken back is told before it is done: a limit that nothing can take away again, or that nothing can put
@@ -80,11 +111,16 @@ fn step(observed: &Observed, scope: Scope, values: Values, action: Action, class
             observed.cpu_limit.accepted
         }),
         memory: values.memory.and(if saved { observed.memory.persistent } else { observed.memory.accepted }),
+        plugged: None,
     };
     let up = observed.state.is_up();
     let apart = (scope == Scope::Both && up && old(true) != old(false)).then(|| old(true));
     let values = old(scope == Scope::Saved || !up);
     let undo = Action::Restore { scope, values, saved: apart, native: observed.native.clone() };
+    with_undo(observed, action, undo, class, settle)
+}
+
+fn with_undo(observed: &Observed, action: Action, undo: Action, class: UndoClass, settle: Settle) -> Step {
     Step {
         what: describe(&observed.reference, &action),
         undo_what: Some(describe(&observed.reference, &undo)),

@@ -6,7 +6,7 @@ use super::{HostCapacity, Inputs, Plan, Reached, Scope, caps, charge_of, reached
 use crate::api::{Hold, HoldKind, ResizeRequest};
 use crate::config::Config;
 use crate::error::{Code, Problem};
-use crate::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use crate::instance::{Ability, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage};
 use crate::ledger::{Charge, Ledger};
 use crate::units::{ByteCount, Cpus, Limit};
 
@@ -42,6 +42,8 @@ pub(crate) fn vm() -> Observed {
         used: Usage::Known(MIB(300)),
         demand: Demand { cpus: Some(Limit::At(Cpus::whole(2))), memory: Some(Limit::At(MIB(2048))) },
         covered: Covered::default(),
+        parts: None,
+        saved_parts: None,
         labels: BTreeMap::new(),
         notes: Vec::new(),
         unchangeable: None,
@@ -61,6 +63,8 @@ pub(crate) fn container() -> Observed {
         used: Usage::Known(MIB(10)),
         demand: Demand { cpus: Some(cpus), memory: Some(Limit::At(MIB(64))) },
         covered: Covered::default(),
+        parts: None,
+        saved_parts: None,
         ..vm()
     }
 }
@@ -167,6 +171,49 @@ fn one_call_changes_a_unit_and_keeps_that_unless_it_is_asked_not_to() {
     );
     assert_eq!(reached(undo, &differs), Reached::Yes);
     assert!(matches!(reached(undo, &unit()), Reached::No(_)));
+}
+
+#[test]
+fn what_was_plugged_moves_in_steps_of_its_own() {
+    let parts = Parts { base: MIB(1024), balloon: MIB(512), plugged: MIB(0), size: MIB(1024), block: MIB(2) };
+    let mut web = Observed { parts: Some(parts), saved_parts: Some(Parts { balloon: MIB(1024), ..parts }), ..vm() };
+    web.memory = same(Limit::At(MIB(512)), MIB(1), MIB(1), Some(MIB(2048)));
+    web.memory.persistent = Some(Limit::At(MIB(1024)));
+    let grown = plan(&web, "", serde_json::json!({"memory": "1537M"})).unwrap();
+    assert_eq!(
+        steps(&grown),
+        [
+            "libvirt virtio-mem saved 514 MiB, 1538 MiB in all",
+            "libvirt setMemory live 1 GiB",
+            "libvirt virtio-mem live 514 MiB, 1538 MiB in all",
+        ]
+    );
+    assert!(grown.notes[0].contains("blocks of 2 MiB"), "{:?}", grown.notes);
+    let undo: Vec<_> = grown.steps.iter().map(|step| step.undo_what.as_deref().unwrap()).collect();
+    assert_eq!(
+        undo,
+        [
+            "libvirt virtio-mem saved 0 bytes, 1 GiB in all",
+            "libvirt setMemory live 512 MiB",
+            "libvirt virtio-mem live 0 bytes, 1 GiB in all",
+        ]
+    );
+    assert_eq!(grown.charge.memory, MIB(1538 + 200));
+}
+
+#[test]
+fn a_size_is_told_by_its_values() {
+    let config = "[sizes.one]\ncpus = 2\nmemory = \"1G\"\n[sizes.two]\ncpus = 2\nmemory = \"1G\"\ncpu_limit = 1\n[sizes.b]\ncpus = 0.5\n";
+    let sizes = Config::parse("test", config).unwrap().sizes;
+    let of = |observed: &Observed| {
+        sizes.iter().filter(|(_, size)| size.fits(observed)).map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((of(&vm()), of(&container())), (vec!["one".to_owned()], vec!["b".to_owned()]));
+    let mut capped = vm();
+    capped.cpu_limit.accepted = Some(Limit::At(Cpus::whole(1)));
+    assert_eq!(of(&capped), ["two"]);
+    assert_eq!(capped.differs_at_next_boot(), [crate::instance::Field::CpuLimit]);
+    assert!(of(&Observed { state: State::Stopped, ..capped }) == ["one"]);
 }
 
 #[test]

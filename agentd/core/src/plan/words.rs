@@ -42,7 +42,9 @@ fn set(reference: &Ref, scope: Scope, values: &Values) -> String {
     if let Some(limit) = values.cpu_limit {
         words.push(format!("setSchedulerParameters {place}global_quota {limit}"));
     }
-    if let Some(memory) = values.memory {
+    if let (Some(memory), Some(plugged)) = (values.memory, values.plugged) {
+        words.push(format!("virtio-mem {place}{plugged}, {memory} in all"));
+    } else if let Some(memory) = values.memory {
         words.push(format!("{}{place}{memory}", if vm { "setMemory " } else { "memory " }));
     }
     let words = words.join(" ");

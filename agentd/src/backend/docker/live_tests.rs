@@ -94,7 +94,7 @@ fn no_cpu_limit() -> Action {
 
 /// What takes back every change since `before`.
 fn restore(before: &Observed) -> Action {
-    let values = Values { cpus: before.cpus.accepted, memory: before.memory.accepted, cpu_limit: None };
+    let values = Values { cpus: before.cpus.accepted, memory: before.memory.accepted, ..Values::default() };
     Action::Restore { scope: Scope::Both, values, saved: None, native: before.native.clone() }
 }
 

@@ -8,6 +8,7 @@ use virt_sys as sys;
 
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
+use super::xml::Definition;
 use super::{look, process, quota, reading, xml};
 use crate::backend::BackendError;
 
@@ -16,7 +17,7 @@ use crate::backend::BackendError;
 pub(super) enum Done {
     /// Nothing.
     Plain,
-    /// The guest's memory was asked to go there, from here, KiB.
+    /// The balloon was asked to leave the guest that much, from here, KiB; memory devices not counted.
     Balloon {
         /// Where it was.
         from: u64,
@@ -100,19 +101,22 @@ fn set(
     }
     if let Some(memory) = values.memory {
         let target = memory_kib(memory)?;
-        if live {
-            // Asked of QEMU itself: libvirt learns of a moving balloon once a second only.
-            let devices = xml::definition(&domain.xml(false)?).map_err(BackendError::Failed)?.device_current;
-            let from = domain.memory_stats()?.actual;
+        let xml = domain.xml(!live)?;
+        let definition = xml::definition(&xml).map_err(BackendError::Failed)?;
+        if let Some(plugged) = values.plugged {
+            let device = device(&definition, &xml, plugged)?;
+            job.about_to_change();
+            domain.update_device(&device, flags)?;
+        } else {
+            let devices = definition.device_requested;
             let balloon = target.checked_sub(devices).filter(|balloon| *balloon > 0).ok_or_else(|| {
                 BackendError::Unsupported(format!("its memory devices alone give it {devices} KiB; nothing was done"))
             })?;
+            // Asked of QEMU itself: libvirt learns of a moving balloon once a second only.
+            let from = if live { domain.memory_stats()?.actual } else { None };
             job.about_to_change();
-            domain.set_memory(balloon, LIVE)?;
-            done = from.map_or(Done::Plain, |from| Done::Balloon { from: from + devices, target });
-        } else {
-            job.about_to_change();
-            domain.set_memory(target, CONFIG)?;
+            domain.set_memory(balloon, flags)?;
+            done = from.map_or(Done::Plain, |from| Done::Balloon { from, target: balloon });
         }
     }
     if let Some(cpus) = values.cpus {
@@ -122,6 +126,19 @@ fn set(
         done = set_vcpus(job, domain, flags, vcpu_count(cpus)?)?;
     }
     Ok(done)
+}
+
+/// The virtio-mem device of a definition, asked for that much.
+fn device(definition: &Definition, xml: &str, plugged: ByteCount) -> Result<String, BackendError> {
+    let [plug] = &definition.plugs[..] else {
+        let count = definition.plugs.len();
+        return Err(BackendError::NotFound(format!(
+            "it has {count} virtio-mem devices by now, not one; nothing was done"
+        )));
+    };
+    plug.asked_for(xml, plugged.bytes() >> 10).ok_or_else(|| {
+        BackendError::Unsupported(format!("its virtio-mem device can't be asked for {plugged}; nothing was done"))
+    })
 }
 
 fn set_vcpus(job: &Job<'_>, domain: &Domain, flags: Flags, count: u32) -> Result<Done, Fail> {

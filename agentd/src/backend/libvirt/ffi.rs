@@ -342,6 +342,13 @@ impl Domain {
         check(unsafe { sys::virDomainSetMemoryFlags(self.raw(), kib, flags) }).map(|_| ())
     }
 
+    /// Changes a device to what this element says of it.
+    pub(super) fn update_device(&self, xml: &str, flags: Flags) -> Result<()> {
+        let xml = CString::new(xml).map_err(|_| Error::nul())?;
+        // SAFETY: a live domain and a NUL-terminated text.
+        check(unsafe { sys::virDomainUpdateDeviceFlags(self.raw(), xml.as_ptr(), flags) }).map(|_| ())
+    }
+
     /// What the balloon says. Asks QEMU, so it hangs where QEMU hangs.
     pub(super) fn memory_stats(&self) -> Result<MemoryStats> {
         const ROOM: c_uint = sys::VIR_DOMAIN_MEMORY_STAT_NR;

@@ -237,6 +237,8 @@ fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed
         used: Usage::Unknown,
         demand: Demand { cpus: None, memory: None },
         covered: Covered::default(),
+        parts: None,
+        saved_parts: None,
         labels: std::collections::BTreeMap::new(),
         notes: vec![why.clone()],
         unchangeable: Some(why),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use serde::Deserialize;
 use serde_json::json;
@@ -46,12 +46,16 @@ impl Sighting {
     /// Memory in KiB that the guest has now: what the balloon leaves it and what its memory devices give it. The balloon's own
     /// report leaves the devices out, libvirt's `<currentMemory>` has them in (measured on 9.0).
     fn memory_now(&self) -> Option<u64> {
+        Some(self.balloon_now()? + self.live.as_ref()?.device_current)
+    }
+
+    /// What of that the balloon leaves the guest.
+    fn balloon_now(&self) -> Option<u64> {
         let live = self.live.as_ref()?;
+        let counted = live.current_memory.saturating_sub(live.device_current);
         match &self.balloon {
-            Balloon::Said { stats, .. } => {
-                Some(stats.actual.map_or(live.current_memory, |actual| actual + live.device_current))
-            }
-            _ => Some(live.current_memory),
+            Balloon::Said { stats, .. } => Some(stats.actual.unwrap_or(counted)),
+            _ => Some(counted),
         }
     }
 }
@@ -92,8 +96,13 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
         demand: Demand {
             cpus: boots_with.map(|definition| vcpus(definition.vcpus)),
             // All of it is the guest's until its balloon driver runs.
-            memory: boots_with.map(|definition| Limit::At(bytes(definition.memory))),
+            memory: boots_with.map(|definition| Limit::At(bytes(boots_with_memory(definition)))),
         },
+        parts: seen.live.as_ref().and_then(|live| {
+            let balloon = memory.accepted.and_then(Limit::at)?.checked_sub(bytes(live.plugged()))?;
+            parts(live, balloon)
+        }),
+        saved_parts: seen.saved.as_ref().and_then(|saved| parts(saved, bytes(saved_memory(saved) - saved.plugged()))),
         cpus,
         memory,
         labels: BTreeMap::new(),
@@ -101,6 +110,28 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
         unchangeable: None,
         native: native(seen, asked.known(&seen.uuid)),
     })
+}
+
+/// What the only virtio-mem device of a definition makes of its memory; several are left to whoever has put them there.
+fn parts(definition: &Definition, balloon: ByteCount) -> Option<Parts> {
+    let [plug] = &definition.plugs[..] else { return None };
+    (plug.block > 0).then(|| Parts {
+        base: bytes(definition.memory.saturating_sub(plug.size)),
+        balloon,
+        plugged: bytes(plug.requested),
+        size: bytes(plug.size),
+        block: bytes(plug.block),
+    })
+}
+
+/// What the next start gives the guest: a balloon that is asked for more than there is leaves all.
+fn saved_memory(saved: &Definition) -> u64 {
+    saved.current_memory.min(saved.memory.saturating_sub(saved.device_size)) + saved.device_requested
+}
+
+/// What a start takes before a guest has given anything back.
+fn boots_with_memory(definition: &Definition) -> u64 {
+    definition.memory.saturating_sub(definition.device_size) + definition.device_requested
 }
 
 /// `virDomainState` in our words.
@@ -210,8 +241,9 @@ fn memory(
     asked: &mut Memory,
     notes: &mut Vec<String>,
 ) -> Reading<ByteCount> {
-    let now = seen.memory_now();
-    let target = boot.zip(now).and_then(|(boot, now)| asked.balloon_target(&seen.uuid, boot, now, Instant::now()));
+    let (now, balloon) = (seen.memory_now(), seen.balloon_now());
+    let target = boot.zip(balloon).and_then(|(boot, now)| asked.balloon_target(&seen.uuid, boot, now, Instant::now()));
+    let devices = seen.live.as_ref().map_or(0, |live| live.device_requested);
     if let Balloon::Deaf(why) = &seen.balloon {
         notes.push(format!("QEMU does not answer: {why}"));
     }
@@ -231,16 +263,17 @@ fn memory(
     }
     let saved = seen.saved.as_ref();
     Reading {
-        accepted: target.or(now).map(|kib| Limit::At(bytes(kib))),
+        accepted: target.or(balloon).map(|kib| Limit::At(bytes(kib + devices))),
         observed: now.map(|kib| Limit::At(bytes(kib))),
         confirmed: now.filter(|_| has_spoken(seen)).map(|kib| Limit::At(bytes(kib))),
-        persistent: saved.map(|saved| Limit::At(bytes(saved.current_memory))),
-        // The balloon gives back all that it took; what memory devices could still give is not asked for here.
+        persistent: saved.map(|saved| Limit::At(bytes(saved_memory(saved)))),
+        // The balloon gives back all that it took, and one device all that it has; of several, nothing is asked for here.
         ceiling: seen
             .live
             .as_ref()
-            .map(|live| bytes(live.memory.saturating_sub(live.device_size) + live.device_current)),
-        saved_ceiling: saved.map(|saved| bytes(saved.memory)),
+            .map(|live| bytes(if live.plugs.len() == 1 { live.memory } else { boots_with_memory(live) })),
+        saved_ceiling: saved
+            .map(|saved| bytes(if saved.plugs.len() == 1 { saved.memory } else { boots_with_memory(saved) })),
         grain: bytes(PAGE_KIB),
         least: bytes(LEAST_MEMORY_KIB),
         live,

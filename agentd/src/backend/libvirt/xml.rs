@@ -1,4 +1,7 @@
-//! Reads the few facts that matter from a domain's definition. Only reads: a definition is never built from texts here.
+//! Reads the few facts that matter from a domain's definition, and changes the one number of a memory device that agentd
+//! changes; all else of it stays as it was written, byte for byte.
+
+use std::ops::Range;
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -24,6 +27,44 @@ pub(super) struct Definition {
     pub(super) device_size: u64,
     /// What the guest has of them now: part of the live `current_memory`, not of what the balloon reports.
     pub(super) device_current: u64,
+    /// What the guest is to have of them.
+    pub(super) device_requested: u64,
+    /// The virtio-mem devices.
+    pub(super) plugs: Vec<Plug>,
+}
+
+impl Definition {
+    /// What its only virtio-mem device is asked to give; 0 where there is none or more than one.
+    pub(super) fn plugged(&self) -> u64 {
+        if let [plug] = &self.plugs[..] { plug.requested } else { 0 }
+    }
+}
+
+/// A virtio-mem device: memory that is plugged and unplugged in blocks. In KiB.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Plug {
+    /// The most that it gives.
+    pub(super) size: u64,
+    /// What it gives is a multiple of this.
+    pub(super) block: u64,
+    /// What it is asked to give.
+    pub(super) requested: u64,
+    /// Where in the definition the device is.
+    device: Range<usize>,
+    /// Where in the definition the number is that it is asked for, which is in the unit that goes with it.
+    number: Range<usize>,
+    unit: Option<String>,
+}
+
+impl Plug {
+    /// The device of this definition, asked for that many KiB: what libvirt is told to change it.
+    pub(super) fn asked_for(&self, xml: &str, kib: u64) -> Option<String> {
+        let bytes = kib.checked_mul(1 << 10)?;
+        let unit = bytes_of(self.unit.as_deref().unwrap_or("KiB"))?;
+        let (before, after) =
+            (xml.get(self.device.start..self.number.start)?, xml.get(self.number.end..self.device.end)?);
+        (bytes % unit == 0).then(|| format!("{before}{}{after}", bytes / unit))
+    }
 }
 
 /// Reads a definition, or says what is wrong with it.
@@ -34,8 +75,9 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
     let mut vcpus = None;
     let mut path: Vec<String> = Vec::new();
     let mut unit = None;
-    let mut virtio_mem = false;
+    let mut plug: Option<Plug> = None;
     loop {
+        let begin = usize::try_from(reader.buffer_position()).unwrap_or(usize::MAX);
         let event = reader.read_event().map_err(|error| format!("its definition can't be read: {error}"))?;
         match &event {
             Event::Start(tag) | Event::Empty(tag) => {
@@ -49,8 +91,15 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                     "devices/interface" if attribute(tag, "type").as_deref() == Some("hostdev") => {
                         found.pinned = Some("pinned for a host device (VFIO)");
                     }
-                    "devices/memory" => virtio_mem = attribute(tag, "model").as_deref() == Some("virtio-mem"),
-                    "devices/memory/target/size" | "devices/memory/target/current" => unit = attribute(tag, "unit"),
+                    "devices/memory" => {
+                        let device = begin..begin;
+                        plug = (attribute(tag, "model").as_deref() == Some("virtio-mem"))
+                            .then(|| Plug { device, ..Plug::default() });
+                    }
+                    "devices/memory/target/size"
+                    | "devices/memory/target/current"
+                    | "devices/memory/target/requested"
+                    | "devices/memory/target/block" => unit = attribute(tag, "unit"),
                     "devices/memballoon" => found.balloon = attribute(tag, "model").as_deref() != Some("none"),
                     "devices/memballoon/stats" => {
                         found.stats_period = attribute(tag, "period").and_then(|p| p.parse().ok()).unwrap_or(0);
@@ -70,7 +119,26 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                         let size = kib(text, unit.as_deref())?;
                         found.device_size += size;
                         // A DIMM is there whole; of virtio-mem the guest has what <current> says.
-                        found.device_current += if virtio_mem { 0 } else { size };
+                        match &mut plug {
+                            Some(plug) => plug.size = size,
+                            None => {
+                                found.device_current += size;
+                                found.device_requested += size;
+                            }
+                        }
+                    }
+                    "devices/memory/target/requested" => {
+                        let requested = kib(text, unit.as_deref())?;
+                        found.device_requested += requested;
+                        if let Some(plug) = &mut plug {
+                            let end = usize::try_from(reader.buffer_position()).unwrap_or(usize::MAX);
+                            (plug.requested, plug.number, plug.unit) = (requested, begin..end, unit.clone());
+                        }
+                    }
+                    "devices/memory/target/block" => {
+                        if let Some(plug) = &mut plug {
+                            plug.block = kib(text, unit.as_deref())?;
+                        }
                     }
                     "devices/memory/target/current" => found.device_current += kib(text, unit.as_deref())?,
                     "vcpu" => found.max_vcpus = text.parse().map_err(|_| format!("its <vcpu> is {text:?}"))?,
@@ -78,6 +146,12 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                 }
             }
             Event::End(_) => {
+                if inner(&path) == "devices/memory"
+                    && let Some(mut plug) = plug.take()
+                {
+                    plug.device.end = usize::try_from(reader.buffer_position()).unwrap_or(usize::MAX);
+                    found.plugs.push(plug);
+                }
                 path.pop();
             }
             Event::Eof => break,
@@ -111,7 +185,13 @@ fn pins_memory(tag: &BytesStart<'_>) -> bool {
 fn kib(text: &str, unit: Option<&str>) -> Result<u64, String> {
     let wrong = || format!("its memory is {text:?} {}", unit.unwrap_or("KiB"));
     let number: u64 = text.parse().map_err(|_| wrong())?;
-    let bytes: u64 = match unit.unwrap_or("KiB") {
+    let bytes = bytes_of(unit.unwrap_or("KiB")).ok_or_else(wrong)?;
+    // libvirt rounds up to its own KiB.
+    number.checked_mul(bytes).map(|bytes| bytes.div_ceil(1 << 10)).ok_or_else(wrong)
+}
+
+fn bytes_of(unit: &str) -> Option<u64> {
+    Some(match unit {
         "b" | "bytes" => 1,
         "KB" => 1_000,
         "k" | "KiB" => 1 << 10,
@@ -121,10 +201,8 @@ fn kib(text: &str, unit: Option<&str>) -> Result<u64, String> {
         "G" | "GiB" => 1 << 30,
         "TB" => 1_000_000_000_000,
         "T" | "TiB" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    // libvirt rounds up to its own KiB.
-    number.checked_mul(bytes).map(|bytes| bytes.div_ceil(1 << 10)).ok_or_else(wrong)
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -145,8 +223,7 @@ mod tests {
             balloon: true,
             stats_period: 5,
             pinned: None,
-            device_size: 0,
-            device_current: 0,
+            ..Definition::default()
         };
         assert_eq!(definition(PLAIN), Ok(expected));
     }
@@ -189,6 +266,29 @@ mod tests {
             let found = definition(&format!("<domain><memory>1</memory><vcpu>1</vcpu>{part}</domain>")).unwrap();
             assert!(found.pinned.is_some(), "{part}");
         }
+    }
+
+    #[test]
+    fn a_memory_device_is_asked_for_another_number_and_stays_what_it_was() {
+        let device = "<memory model='virtio-mem' b='&lt;'><!-- x --><target dynamicMemslots='yes'>
+            <size unit='MiB'>512</size><node>0</node><block unit='KiB'>2048</block>
+            <requested unit='KiB'>131072</requested><current unit='KiB'>65536</current></target>
+            <alias name='ua-plug'/></memory>";
+        let dimm = "<memory model='dimm'><target><size unit='MiB'>64</size></target></memory>";
+        let xml =
+            format!("<domain><memory unit='MiB'>1088</memory><vcpu>1</vcpu><devices>{dimm}{device}</devices></domain>");
+        let found = definition(&xml).unwrap();
+        assert_eq!(
+            (found.device_size, found.device_current, found.device_requested),
+            (576 << 10, 128 << 10, 192 << 10)
+        );
+        let [plug] = &found.plugs[..] else { panic!("{found:?}") };
+        assert_eq!((plug.size, plug.block, plug.requested), (512 << 10, 2048, 128 << 10));
+        assert_eq!(plug.asked_for(&xml, 256 << 10).unwrap(), device.replace("131072", "262144"));
+        let coarse = xml.replace("<requested unit='KiB'>131072", "<requested unit='MiB'>128");
+        let plug = definition(&coarse).unwrap().plugs.remove(0);
+        assert!(plug.asked_for(&coarse, 256 << 10).unwrap().contains("<requested unit='MiB'>256</requested>"));
+        assert_eq!(plug.asked_for(&coarse, 1000), None, "no whole MiB");
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub(super) fn observed(
         cpu_limit: no_cpu_limit(),
         memory,
         used: seen.used.map_or(Usage::Unknown, Usage::Known),
+        parts: None,
+        saved_parts: None,
         labels: BTreeMap::new(),
         notes,
         unchangeable: (!up).then(|| format!("there is no cgroup {path} now")),

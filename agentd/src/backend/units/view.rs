@@ -245,6 +245,8 @@ pub(super) fn observed(
         cpu_limit: no_cpu_limit(),
         memory: reading_memory,
         used: if up { seen.used.map_or(Usage::Unknown, Usage::Known) } else { Usage::Unknown },
+        parts: None,
+        saved_parts: None,
         labels: BTreeMap::new(),
         notes,
         unchangeable: unchangeable(unit),

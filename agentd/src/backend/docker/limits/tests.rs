@@ -133,7 +133,8 @@ fn an_undo_brings_back_the_very_numbers() {
         Native { cpu_quota: 33_333, cpu_period: 50_000, memory: 100_000_001, memory_swap: -1, ..Native::default() };
     let both = Values { memory: memory(128).memory, ..cpus(1500) };
     let changed = after(before, &sent(before.set(&both)));
-    let old = Values { cpus: Some(before.saved_cpus()), memory: Some(before.memory_limit()), cpu_limit: None };
+    let old =
+        Values { cpus: Some(before.saved_cpus()), memory: Some(before.memory_limit()), cpu_limit: None, plugged: None };
     assert_eq!(after(changed, &sent(changed.restore(&before, &old))), before);
 }
 
