@@ -73,6 +73,9 @@ pub(crate) enum Command {
     /// Change CPUs and memory of one instance, as one change
     #[command(after_help = RESIZE_HELP)]
     Resize(Resize),
+    /// Put headroom into a VM's saved definition, for growth without a restart after its next boot
+    #[command(after_help = PREPARE_HELP)]
+    Prepare(Prepare),
     /// Take the last change of an instance back, or the change of one operation; only the fields that it touched
     #[command(after_help = UNDO_HELP)]
     Undo(Undo),
@@ -116,6 +119,14 @@ Examples:
   ctl resize web --cpus 4 --memory 8GiB
   ctl resize container/db --cpus +0.5 --memory -512M --dry-run";
 
+const PREPARE_HELP: &str = "\
+With neither maximum it goes as far as [scaling] of the config lets every VM grow; with one, the other stays. Nothing of what \
+runs is changed, and nothing is taken from the host before it is used.
+
+Examples:
+  ctl prepare web --dry-run
+  ctl prepare web --max-cpus 16 --max-memory 32GiB";
+
 const UNDO_HELP: &str = "\
 What has been taken back already is passed over, so that doing it again goes one change further back. To put back what an \
 undo took away, undo that undo: ctl undo OPERATION, with the operation that it named. A value that somebody has changed \
@@ -156,6 +167,24 @@ pub(crate) struct List {
     /// Only those whose next start has other values than what runs
     #[arg(long)]
     pub(crate) next_boot: bool,
+    /// Only VMs that can't grow without a restart, and why
+    #[arg(long)]
+    pub(crate) unprepared: bool,
+}
+
+/// `ctl prepare`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Prepare {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// The most vCPUs that it is to be able to have
+    #[arg(long, value_name = "CPUS")]
+    pub(crate) max_cpus: Option<String>,
+    /// The most memory
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_memory: Option<String>,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
 }
 
 /// `ctl resize`

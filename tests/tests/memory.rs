@@ -30,7 +30,7 @@ fn resize(agentd: &Agentd, body: &Value) -> Result<(u16, Value, Vec<String>)> {
 /// Waits until the guest has that much memory more than it had then, or less.
 fn moved(guest: &Guest, then: Stat, mib: i64) -> Result<()> {
     let apart = |stat: Stat| stat.memtotal_kib.cast_signed() - then.memtotal_kib.cast_signed() - mib * 1024;
-    guest.wait_for(&format!("{mib} MiB more than at first"), LIMIT, |stat| apart(*stat).abs() < 8 * 1024).map(drop)
+    guest.wait_for(&format!("{mib} MiB more than at first"), LIMIT, |stat| apart(stat).abs() < 8 * 1024).map(drop)
 }
 
 #[test]
@@ -112,4 +112,37 @@ fn a_guest_that_does_not_give_back_what_was_plugged_is_told_as_it_is() -> Result
     agentd_tests::lab::wait_until("it to obey", LIMIT, || {
         Ok((agentd.get("/v1/instances/vm/web")?.json()["memory"]["observed"] == 300 * MIB).then_some(()))
     })
+}
+
+#[test]
+fn a_vm_that_was_prepared_grows_beyond_its_old_maximum_after_its_next_boot() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let guest = Domain::new("web").vcpus(1, 1).memory(256, 256).define_and_start(&libvirt)?;
+    let agentd = Agentd::with_config(&config(&libvirt)).inside(&lab).start()?;
+    guest.wait_for("a first line", LIMIT, |stat| stat.nproc == 1)?;
+    let unprepared = agentd.ctl(&["list", "--unprepared"]);
+    ensure!(unprepared.stdout.contains("cpus: 1 is its maximum; memory: 256 MiB is its maximum"), "{unprepared:?}");
+    assert_eq!(agentd.ctl(&["resize", "web", "--cpus", "2"]).code, Some(9));
+
+    let before = guest.virsh("dumpxml", &["--inactive"])?;
+    let planned = agentd.ctl(&["prepare", "web", "--max-cpus", "4", "--max-memory", "768MiB", "--dry-run"]);
+    ensure!(planned.code == Some(0) && planned.stdout.contains("virtio-mem"), "{planned:?}");
+    assert_eq!(guest.virsh("dumpxml", &["--inactive"])?, before, "a dry run changes nothing");
+    let prepared = agentd.ctl(&["prepare", "web", "--max-cpus", "4", "--max-memory", "768MiB"]);
+    ensure!(prepared.code == Some(0) && prepared.stdout.contains("after the next boot"), "{prepared:?}");
+    let again = agentd.ctl(&["prepare", "web", "--max-cpus", "4", "--max-memory", "768MiB"]);
+    ensure!(again.stdout.contains("has that headroom already"), "{again:?}");
+    // What runs is as it was, and so is what it starts with.
+    assert_eq!(agentd.ctl(&["resize", "web", "--cpus", "2", "--live-only"]).code, Some(9));
+
+    assert_eq!(agentd.ctl(&["stop", "web", "--force", "--timeout", "20s"]).code, Some(0));
+    assert_eq!(agentd.ctl(&["start", "web"]).code, Some(0));
+    let first = guest.wait_for("one CPU again", LIMIT, |stat| stat.nproc == 1 && stat.up < 60.0)?;
+    let grown = agentd.ctl(&["resize", "web", "--cpus", "3", "--memory", "640MiB", "--wait", "60s"]);
+    ensure!(grown.code == Some(0), "{grown:?}");
+    guest.wait_for("three CPUs", LIMIT, |stat| stat.nproc == 3)?;
+    moved(&guest, first, 384)?;
+    ensure!(!agentd.ctl(&["list", "--unprepared"]).stdout.contains("vm/web"), "it can grow");
+    Ok(())
 }

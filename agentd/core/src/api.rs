@@ -116,6 +116,9 @@ pub struct Instance {
     /// The fields whose next start has another value than what runs.
     #[serde(default)]
     pub next_boot: Vec<Field>,
+    /// Why a VM can't grow without a restart; null where it can.
+    #[serde(default)]
+    pub unprepared: Option<String>,
     /// What can be done about each field, and why not; only where one instance is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
@@ -185,6 +188,7 @@ impl Instance {
         Instance {
             size: sizes.iter().filter(|(_, size)| size.fits(observed)).map(|(name, _)| name.clone()).next(),
             next_boot: observed.differs_at_next_boot(),
+            unprepared: observed.unprepared(),
             capabilities: None,
             reference: observed.reference.to_string(),
             kind: observed.reference.kind(),
@@ -275,6 +279,22 @@ pub struct ResizeRequest {
     /// How long to wait for the guest, e.g. `"30s"`; 10 s where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait: Option<String>,
+}
+
+/// The body of a prepare. With neither maximum it goes as far as the config lets it; with one, the other stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct PrepareRequest {
+    /// The most vCPUs that it is to be able to have without a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    pub max_cpus: Option<Cpus>,
+    /// The most memory; a number of bytes, or a string such as `"32GiB"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory: Option<ByteCount>,
+    /// Plan only.
+    pub dry_run: bool,
 }
 
 /// The body of a stop.

@@ -444,6 +444,26 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Why a VM can't grow without a restart, or, where it is down, won't be able to after its start; `None` where it can, and
+    /// for what has no such bounds.
+    pub fn unprepared(&self) -> Option<String> {
+        fn stuck<T: Copy + PartialOrd + fmt::Display>(name: &str, reading: &Reading<T>, up: bool) -> Option<String> {
+            let (now, most) = match up {
+                true => (reading.accepted, reading.ceiling),
+                false => (reading.persistent, reading.saved_ceiling),
+            };
+            match (&reading.live, now, most) {
+                (Ability::No(_, why), ..) if up => Some(format!("{name}: {why}")),
+                (_, Some(Limit::At(now)), Some(most)) if now >= most => Some(format!("{name}: {most} is its maximum")),
+                _ => None,
+            }
+        }
+        let up = self.state.is_up();
+        let fields = [stuck("cpus", &self.cpus, up), stuck("memory", &self.memory, up)];
+        let reasons: Vec<String> = fields.into_iter().flatten().collect();
+        (self.reference.kind() == Kind::Vm && !reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
     /// The fields whose next start has another value than what runs is to have.
     pub fn differs_at_next_boot(&self) -> Vec<Field> {
         fn differs<T: PartialEq>(reading: &Reading<T>) -> bool {

@@ -348,6 +348,7 @@ impl Fake {
                     }
                 }
             }
+            Action::Define { .. } => return Err(BackendError::Unsupported("it has no definition".into())),
             Action::Start if machine.state == State::Stopped => {
                 machine.state = State::Running;
                 machine.boot += 1;

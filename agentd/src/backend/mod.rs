@@ -13,7 +13,7 @@ use std::time::Duration;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref};
 use agentd_core::operation::Identity;
-use agentd_core::plan::Action;
+use agentd_core::plan::{Action, Headroom, Preparation};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
@@ -112,6 +112,16 @@ pub trait Backend: Send + Sync {
     /// (boot is not compared for what concerns the saved form or for a start). Returns once the engine has accepted;
     /// what came of it is for `observe`.
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError>;
+
+    /// What becomes of the saved definition of exactly this instance with headroom put into it. Changes nothing.
+    async fn prepare(
+        &self,
+        target: &Ref,
+        _identity: &Identity,
+        _headroom: &Headroom,
+    ) -> Result<Preparation, BackendError> {
+        Err(BackendError::Unsupported(format!("{target} has no definition that headroom could be put into")))
+    }
 
     /// Whether a call that changes this instance is still under way: one that ran into its deadline, or one that an earlier
     /// life of the daemon left behind in the engine.

@@ -5,13 +5,13 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use agentd_core::access::Right;
-use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, ResizeRequest};
+use agentd_core::api::{Happening, HistoryEntry, HoldKind, OperationView, PrepareRequest, ResizeRequest};
 use agentd_core::drift::made;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::{Identity, Operation, Outcome};
-use agentd_core::plan::{Inputs, Plan, Verb, resize, start, stop, undo};
+use agentd_core::plan::{Inputs, Plan, Preparation, Verb, headroom, prepare, resize, start, stop, undo};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
@@ -43,6 +43,8 @@ pub enum Wish {
     Start,
     /// Take this change back, waiting this long for the guest.
     Undo(Box<Operation>, Duration),
+    /// Put headroom into what is saved; with what the backend makes of it, once it was asked.
+    Prepare(PrepareRequest, Option<Box<Preparation>>),
 }
 
 impl Wish {
@@ -52,6 +54,7 @@ impl Wish {
             Wish::Stop { .. } => Verb::Stop,
             Wish::Start => Verb::Start,
             Wish::Undo(..) => Verb::Undo,
+            Wish::Prepare(..) => Verb::Prepare,
         }
     }
 }
@@ -98,6 +101,7 @@ impl Engine {
         }
 
         if ask.dry_run {
+            let ask = self.with_definition(ask, &seen).await?;
             let observed = self.prepare_to_plan(&ask, seen).await?;
             let (plan, observed) = self.plan_on(&self.book(), &peer, &ask, &observed)?;
             return Ok(self.planned(plan, &observed));
@@ -122,6 +126,13 @@ impl Engine {
             return Err(problem.into());
         }
 
+        let ask = match self.with_definition(ask.clone(), &seen).await {
+            Ok(ask) => ask,
+            Err(problem) => {
+                self.record_refusal(&id, &peer, &ask, &seen, &problem, key).await;
+                return Err(problem.into());
+            }
+        };
         let (plan, observed) = match self.plan_and_reserve(&peer, &ask, seen).await {
             Ok(planned) => planned,
             Err((problem, observed)) => {
@@ -159,7 +170,7 @@ impl Engine {
         let instance = operation.instance_id();
         let wait = match &ask.wish {
             Wish::Resize(_, wait) | Wish::Undo(_, wait) => *wait,
-            Wish::Stop { .. } | Wish::Start => Duration::ZERO,
+            Wish::Stop { .. } | Wish::Start | Wish::Prepare(..) => Duration::ZERO,
         };
         let backend = self.backend(instance.kind)?;
         let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
@@ -248,6 +259,18 @@ impl Engine {
         // comes after the change, whose values it is told from.
         entries.extend(self.book().take_unrecorded_and(operation.instance_id()));
         entries
+    }
+
+    /// A prepare with what its backend makes of the saved definition; any other wish as it is.
+    async fn with_definition(&self, mut ask: Ask, seen: &Observed) -> Result<Ask, Problem> {
+        let Wish::Prepare(request, made) = &mut ask.wish else { return Ok(ask) };
+        let asked = {
+            let (book, settings) = (self.book(), self.settings());
+            with_inputs(&book, &settings, seen, |inputs| headroom(inputs, request))?.0
+        };
+        let backend = self.backend(seen.reference.kind())?;
+        *made = Some(Box::new(backend.prepare(&seen.reference, &Identity::of(seen), &asked).await?));
+        Ok(ask)
     }
 
     fn refuse_when_read_only(&self, ask: &Ask) -> Result<(), Problem> {
@@ -421,6 +444,8 @@ fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Obse
         Wish::Stop { timeout, force } => stop(inputs, *timeout, *force),
         Wish::Start => start(inputs),
         Wish::Undo(operation, _) => undo(inputs, operation),
+        Wish::Prepare(request, Some(made)) => prepare(inputs, request, made),
+        Wish::Prepare(request, None) => headroom(inputs, request).map(|_| inputs.nothing(Verb::Prepare)),
     })
 }
 

@@ -35,6 +35,8 @@ pub struct Filter {
     pub state: Option<State>,
     /// Whose next start has other values than what runs, or hasn't.
     pub next_boot: Option<bool>,
+    /// VMs that can't grow without a restart, or what can.
+    pub unprepared: Option<bool>,
     /// At most this many.
     pub limit: Option<usize>,
     /// After this reference.
@@ -61,6 +63,7 @@ impl Engine {
             let (reference, labels) = (observed.reference.as_str(), &observed.labels);
             filter.kind.is_none_or(|kind| observed.reference.kind() == kind)
                 && filter.state.is_none_or(|state| observed.state == state)
+                && filter.unprepared.is_none_or(|unprepared| observed.unprepared().is_some() == unprepared)
                 && filter.next_boot.is_none_or(|differs| observed.differs_at_next_boot().is_empty() != differs)
                 && filter.pattern.as_ref().is_none_or(|pattern| pattern.matches(reference, labels))
                 && settings.access.can_see(&peer.caller, reference, labels)

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agentd_core::access::{Decision, Right};
 use agentd_core::api::{
-    Capacity, Health, HistoryList, Instance, InstanceList, OperationList, OperationView, ProblemDocument,
-    ResizeRequest, SizeList, StartRequest, StopRequest, UndoRequest,
+    Capacity, Health, HistoryList, Instance, InstanceList, OperationList, OperationView, PrepareRequest,
+    ProblemDocument, ResizeRequest, SizeList, StartRequest, StopRequest, UndoRequest,
 };
 use agentd_core::config::parse_duration;
 use agentd_core::error::{Code, Problem};
@@ -59,6 +59,7 @@ fn table() -> OpenApiRouter<Engine> {
         .routes(need(Right::Read, routes!(instances)))
         .routes(need(Right::Read, routes!(instance)))
         .routes(need(Right::Resize, routes!(resize)))
+        .routes(need(Right::Resize, routes!(prepare)))
         .routes(need(Right::Power, routes!(stop)))
         .routes(need(Right::Power, routes!(start)))
         .routes(need(Right::Admin, routes!(clear_hold)))
@@ -144,6 +145,8 @@ struct InstancesQuery {
     state: Option<String>,
     /// `true`: only those whose next start has other values than what runs; `false`: only the others.
     next_boot: Option<bool>,
+    /// `true`: only VMs that can't grow without a restart; `false`: only the others.
+    unprepared: Option<bool>,
     /// At most this many.
     limit: Option<usize>,
     /// The `next_cursor` of the page before.
@@ -189,6 +192,7 @@ async fn instances(
             .transpose()?,
         state: query.state.map(|state| state.parse::<State>()).transpose()?,
         next_boot: query.next_boot,
+        unprepared: query.unprepared,
         limit: query.limit,
         cursor: query.cursor,
     };
@@ -251,6 +255,28 @@ async fn resize(
     let dry_run = body.value.dry_run;
     let wish = Wish::Resize(body.value, wait);
     change(engine, peer, right, target, wish, dry_run, &headers, "resize", &body.text).await
+}
+
+/// Puts headroom into a VM's saved definition, so that it can grow without a restart after its next one.
+#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/prepare",
+    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
+    request_body = Option<PrepareRequest>, responses(
+    (status = 200, body = OperationView), (status = 202, body = OperationView),
+    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
+async fn prepare(
+    AxumState(engine): AxumState<Engine>,
+    Extension(peer): Extension<Peer>,
+    Extension(Need(right)): Extension<Need>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    headers: HeaderMap,
+    body: Json<PrepareRequest>,
+) -> Result<Response, Refusal> {
+    let target = decode_path(path)?;
+    let dry_run = body.value.dry_run;
+    let wish = Wish::Prepare(body.value, None);
+    change(engine, peer, right, target, wish, dry_run, &headers, "prepare", &body.text).await
 }
 
 /// Stops one instance: gracefully, then, only where `force` says so, hard.

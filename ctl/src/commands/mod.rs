@@ -54,6 +54,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Sizes => read::sizes(&context),
         Command::Health => read::health(&context),
         Command::Resize(resize) => resize::resize(&context, resize),
+        Command::Prepare(prepare) => resize::prepare(&context, prepare),
         Command::Undo(args) => undo::undo(&context, args),
         Command::History(history) => read::history(&context, history),
         Command::Stop(stop) => power::stop(&context, stop),

@@ -22,13 +22,18 @@ pub(super) fn list(context: &Context, args: &List) -> Result<Report, Failure> {
     query.extend(args.pattern.as_deref().map(|pattern| format!("match={}", encode(pattern))));
     query.extend(state.map(|state| format!("state={state}")));
     query.extend(args.next_boot.then(|| "next_boot=true".to_owned()));
+    query.extend(args.unprepared.then(|| "unprepared=true".to_owned()));
     let reply = all_pages(context, &query)?;
     let list: InstanceList = reply.read()?;
     let mut err = table::unavailable(&list.unavailable, "what it has is as it was last seen, or missing");
     if list.items.is_empty() {
         err += if query.is_empty() { "there are no instances that you may see\n" } else { "no instance matches\n" };
     }
-    let out = if list.items.is_empty() { String::new() } else { table::list(&list.items, context.screen.out_width) };
+    let out = if list.items.is_empty() {
+        String::new()
+    } else {
+        table::list(&list.items, args.unprepared, context.screen.out_width)
+    };
     Ok(context.screen.success(&reply.body, out, err))
 }
 

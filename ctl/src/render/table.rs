@@ -50,7 +50,7 @@ pub(super) fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, wid
 }
 
 /// Many instances.
-pub(crate) fn list(instances: &[Instance], width: Option<usize>) -> String {
+pub(crate) fn list(instances: &[Instance], why_unprepared: bool, width: Option<usize>) -> String {
     use Stand::{Left, Right, Wrap};
     let row = |instance: &Instance| {
         vec![
@@ -60,7 +60,7 @@ pub(crate) fn list(instances: &[Instance], width: Option<usize>) -> String {
             present(&instance.cpu_limit, instance.state),
             present(&instance.memory, instance.state),
             charge(instance.committed),
-            marks(instance),
+            marks(instance, why_unprepared),
         ]
     };
     let header = ["REF", "STATE", "CPUS", "CPU LIMIT", "MEMORY", "COMMITTED", ""];
@@ -91,13 +91,14 @@ fn charge(charge: Charge) -> String {
     format!("{} / {}", charge.cpus, charge.memory)
 }
 
-fn marks(instance: &Instance) -> String {
+fn marks(instance: &Instance, why_unprepared: bool) -> String {
     let mut marks: Vec<String> = instance.holds.iter().map(|hold| format!("held: {}", hold.hold.as_str())).collect();
     marks.extend(instance.size.as_deref().map(|size| format!("size {}", clean(size))));
     if !instance.next_boot.is_empty() {
         let fields: Vec<&str> = instance.next_boot.iter().map(|field| field.as_str()).collect();
         marks.push(format!("next boot: {}", fields.join(", ")));
     }
+    marks.extend(instance.unprepared.as_deref().filter(|_| why_unprepared).map(clean));
     match instance.notes.len() {
         0 => {}
         1 => marks.push("1 note".into()),

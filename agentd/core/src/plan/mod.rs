@@ -7,6 +7,7 @@ mod capabilities;
 mod checks;
 mod parts;
 mod power;
+mod prepare;
 mod resize;
 mod scalar;
 mod settle;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use capabilities::capabilities;
 pub use power::{start, stop};
+pub use prepare::{Preparation, headroom, prepare};
 pub use resize::resize;
 pub use settle::{Reached, may_be_ours, may_stand_unseen, overwritten, reached, same_cpu_time, unchanged_since};
 pub use undo::undo;
@@ -49,12 +51,14 @@ pub enum Verb {
     Stop,
     /// Take an earlier change back.
     Undo,
+    /// Put headroom into what is saved.
+    Prepare,
 }
 
 impl Verb {
     /// Whether it changes CPUs and memory, not whether the instance runs.
     pub const fn resizes(self) -> bool {
-        matches!(self, Verb::Resize | Verb::Undo)
+        matches!(self, Verb::Resize | Verb::Undo | Verb::Prepare)
     }
 }
 
@@ -65,6 +69,7 @@ impl fmt::Display for Verb {
             Verb::Start => "start",
             Verb::Stop => "stop",
             Verb::Undo => "undo",
+            Verb::Prepare => "prepare",
         })
     }
 }
@@ -128,6 +133,15 @@ impl Values {
     }
 }
 
+/// How far a VM's saved definition lets it grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Headroom {
+    /// vCPUs.
+    pub cpus: Option<Cpus>,
+    /// Memory.
+    pub memory: Option<ByteCount>,
+}
+
 /// One atomic call to a backend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
@@ -151,6 +165,15 @@ pub enum Action {
         /// The backend's values, verbatim, as `Observed::native` had them.
         native: serde_json::Value,
     },
+    /// Replace the saved definition.
+    Define {
+        /// How far it lets the VM grow.
+        headroom: Headroom,
+        /// The backend's definition.
+        definition: serde_json::Value,
+        /// The one that must still be there.
+        before: serde_json::Value,
+    },
     /// Bring it up.
     Start,
     /// Ask it to go down.
@@ -164,7 +187,7 @@ impl Action {
     pub const fn sets(&self) -> Option<(Scope, &Values)> {
         match self {
             Action::Set { scope, values } | Action::Restore { scope, values, .. } => Some((*scope, values)),
-            Action::Start | Action::Shutdown | Action::Kill => None,
+            Action::Define { .. } | Action::Start | Action::Shutdown | Action::Kill => None,
         }
     }
 
@@ -406,6 +429,11 @@ impl Inputs<'_> {
             Some(why) => Err(Problem::new(Code::Unsupported, format!("{reference} can't be changed here: {why}"))),
             None => Ok(()),
         }
+    }
+
+    /// A plan that does nothing.
+    pub fn nothing(&self, verb: Verb) -> Plan {
+        self.empty_plan(verb)
     }
 
     /// A plan with nothing in it yet, charged as its instance is.

@@ -48,6 +48,15 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
             ];
             fields.into_iter().flatten().fold(Reached::Yes, worse)
         }
+        Action::Define { headroom, .. } => {
+            let (cpus, memory) = (observed.cpus.saved_ceiling, observed.memory.saved_ceiling);
+            if (cpus, memory) == (headroom.cpus, headroom.memory) {
+                return Reached::Yes;
+            }
+            let told = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
+            let (cpus, memory) = (told(cpus.map(|c| c.to_string())), told(memory.map(|m| m.to_string())));
+            Reached::No(format!("its saved definition lets it have {cpus} vCPUs and {memory}"))
+        }
         Action::Start => match observed.state {
             State::Running => Reached::Yes,
             state => Reached::NotYet(format!("it is {state}")),

@@ -63,6 +63,13 @@ fn refuse_verb(taken_back: &Operation) -> Result<(), Problem> {
         Verb::Resize | Verb::Undo => return Ok(()),
         Verb::Start => (taken_back, Verb::Stop),
         Verb::Stop => (taken_back, Verb::Start),
+        Verb::Prepare => {
+            return Err(Problem::new(
+                Code::Unsupported,
+                format!("operation {} is a prepare, which only makes room: it is not taken back", taken_back.id),
+            )
+            .hint("its maximum takes nothing of the host; change the definition by hand if it has to go"));
+        }
     };
     Err(Problem::new(Code::Unsupported, format!("operation {id} is a {verb}, and only changes of size are taken back"))
         .hint(format!("ctl {opposite} {reference}")))

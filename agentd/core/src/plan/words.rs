@@ -1,7 +1,7 @@
 //! The words for steps: what a backend call is named in a dry run, a reply and the record. Knows the vocabulary of each
 //! kind's engine and nothing else of it.
 
-use super::{Action, Scope, Values};
+use super::{Action, Headroom, Scope, Values};
 use crate::instance::{Kind, Ref};
 
 /// A step in the words of the engine that carries it out: `libvirt setVcpus live 4`.
@@ -15,6 +15,7 @@ pub fn describe(reference: &Ref, action: &Action) -> String {
     };
     let call = match (kind, action) {
         (_, Action::Set { scope, values } | Action::Restore { scope, values, .. }) => set(reference, *scope, values),
+        (_, Action::Define { headroom, .. }) => define(headroom),
         (Kind::Vm, Action::Start) => "create".into(),
         (Kind::Vm, Action::Shutdown) => "shutdown (ACPI)".into(),
         (Kind::Vm, Action::Kill) => "destroy".into(),
@@ -25,6 +26,13 @@ pub fn describe(reference: &Ref, action: &Action) -> String {
         (_, Action::Kill) => "kill".into(),
     };
     format!("{engine} {call}")
+}
+
+fn define(headroom: &Headroom) -> String {
+    let cpus = headroom.cpus.map(|cpus| format!("{cpus} vCPUs"));
+    let memory = headroom.memory.map(|memory| memory.to_string());
+    let all: Vec<String> = cpus.into_iter().chain(memory).collect();
+    format!("defineXML up to {}", all.join(" and "))
 }
 
 fn set(reference: &Ref, scope: Scope, values: &Values) -> String {

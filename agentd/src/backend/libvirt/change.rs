@@ -2,13 +2,17 @@
 //! was meant before it touches anything.
 
 use agentd_core::operation::{Identity, same_boot};
-use agentd_core::plan::{Action, Scope, Values};
+use agentd_core::plan::{Action, Headroom, Preparation, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use virt_sys as sys;
 
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
+use super::prepare::{Wish, prepare};
 use super::xml::Definition;
+use super::xml::tree::parse;
 use super::{look, process, quota, reading, xml};
 use crate::backend::BackendError;
 
@@ -41,6 +45,7 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
     match action {
         Action::Set { scope, values } => set(job, &domain, identity, *scope, values, None),
         Action::Restore { scope, values, native, .. } => set(job, &domain, identity, *scope, values, Some(native)),
+        Action::Define { definition, before, .. } => define(job, &domain, definition, before),
         Action::Start => {
             job.about_to_change();
             domain.create()?;
@@ -57,6 +62,76 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
             Ok(Done::Plain)
         }
     }
+}
+
+/// What becomes of its saved definition with headroom.
+pub(super) fn prepared(job: &Job<'_>, identity: &Identity, headroom: &Headroom) -> Result<Preparation, Fail> {
+    let domain = job.connect.by_uuid(&identity.id)?;
+    let old = domain.whole_xml()?;
+    let wish = Wish {
+        vcpus: headroom.cpus.and_then(Cpus::as_whole).and_then(|count| u32::try_from(count).ok()),
+        memory: headroom.memory.map(|memory| memory.bytes() >> 10),
+    };
+    let refused = |why: String| BackendError::Unsupported(format!("its definition can't be prepared: {why}"));
+    let most = most_vcpus(job, &old);
+    let prepared = prepare(&old, wish, most).map_err(refused)?;
+    let (before, after) = (xml::definition(&old).map_err(refused)?, xml::definition(&prepared.xml).map_err(refused)?);
+    let native =
+        Native { max_vcpus: Some(after.max_vcpus), memory: Some(reading::saved_ceiling(&after)), xml: prepared.xml };
+    Ok(Preparation {
+        before: reading::headroom(&before),
+        after: reading::headroom(&after),
+        changes: prepared.changes,
+        notes: prepared.notes,
+        old: json!(Native { max_vcpus: None, memory: None, xml: old }),
+        new: json!(native),
+    })
+}
+
+/// The most vCPUs that a definition's machine takes; `None` where libvirt doesn't say.
+fn most_vcpus(job: &Job<'_>, definition: &str) -> Option<u32> {
+    let root = parse(definition).ok()?;
+    let os = root.child("os")?.child("type")?;
+    let (architecture, machine) = (os.attribute(definition, "arch")?, os.attribute(definition, "machine")?);
+    let offered = job.connect.capabilities(architecture, machine, root.attribute(definition, "type")?).ok()?;
+    parse(&offered).ok()?.child("vcpu")?.attribute(&offered, "max")?.parse().ok()
+}
+
+/// A definition as a step carries it. With maxima it is one that libvirt has written anew since, in its own words, and is
+/// known by those.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Native {
+    xml: String,
+    max_vcpus: Option<u32>,
+    memory: Option<u64>,
+}
+
+fn define(
+    job: &Job<'_>,
+    domain: &Domain,
+    definition: &serde_json::Value,
+    before: &serde_json::Value,
+) -> Result<Done, Fail> {
+    let read = |value: &serde_json::Value| {
+        Native::deserialize(value)
+            .map_err(|error| BackendError::Failed(format!("the definition is unreadable: {error}")))
+    };
+    let (definition, before) = (read(definition)?, read(before)?);
+    let now = domain.whole_xml()?;
+    let same = match (before.max_vcpus, before.memory) {
+        (Some(vcpus), Some(memory)) => {
+            let now = xml::definition(&now).map_err(BackendError::Failed)?;
+            (now.max_vcpus, reading::saved_ceiling(&now)) == (vcpus, memory)
+        }
+        _ => now == before.xml,
+    };
+    if !same {
+        let why = "its definition was changed by somebody else meanwhile; nothing was done";
+        return Err(BackendError::InvalidState(why.into()).into());
+    }
+    job.about_to_change();
+    job.connect.define(&definition.xml)?;
+    Ok(Done::Plain)
 }
 
 fn check_boot(job: &Job<'_>, domain: &Domain, identity: &Identity) -> Result<(), Fail> {

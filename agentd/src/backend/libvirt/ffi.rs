@@ -137,6 +137,25 @@ impl Connect {
         Ok(format!("libvirt {}, {kind} {}", dotted(library), dotted(hypervisor)))
     }
 
+    /// Replaces the saved definition of the domain whose UUID it has.
+    pub(super) fn define(&self, xml: &str) -> Result<Domain> {
+        let xml = CString::new(xml).map_err(|_| Error::nul())?;
+        // SAFETY: a live connection and a NUL-terminated text.
+        let raw = unsafe { sys::virDomainDefineXMLFlags(self.raw(), xml.as_ptr(), 0) };
+        NonNull::new(raw).map(Domain).ok_or_else(Error::last)
+    }
+
+    /// What the hypervisor offers a domain of this architecture, machine and type, as XML (formatdomaincaps).
+    pub(super) fn capabilities(&self, architecture: &str, machine: &str, kind: &str) -> Result<String> {
+        let text = |text: &str| CString::new(text).map_err(|_| Error::nul());
+        let (architecture, machine, kind) = (text(architecture)?, text(machine)?, text(kind)?);
+        let (architecture, machine, kind) = (architecture.as_ptr(), machine.as_ptr(), kind.as_ptr());
+        // SAFETY: a live connection and NUL-terminated texts, null for the emulator of libvirt's choice.
+        take_text(unsafe {
+            sys::virConnectGetDomainCapabilities(self.raw(), ptr::null(), architecture, machine, kind, 0)
+        })
+    }
+
     /// Every domain, running or not.
     pub(super) fn domains(&self) -> Result<Vec<Domain>> {
         let mut list: *mut sys::virDomainPtr = ptr::null_mut();
@@ -263,6 +282,14 @@ impl Domain {
     /// The definition of what runs, or of the next start.
     pub(super) fn xml(&self, saved: bool) -> Result<String> {
         let flags = if saved { sys::VIR_DOMAIN_XML_INACTIVE } else { 0 };
+        // SAFETY: a live domain.
+        take_text(unsafe { sys::virDomainGetXMLDesc(self.raw(), flags) })
+    }
+
+    /// The definition of the next start with all that is in it, passwords of displays too: for another definition, not for
+    /// eyes.
+    pub(super) fn whole_xml(&self) -> Result<String> {
+        let flags = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
         // SAFETY: a live domain.
         take_text(unsafe { sys::virDomainGetXMLDesc(self.raw(), flags) })
     }

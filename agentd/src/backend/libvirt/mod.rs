@@ -18,6 +18,7 @@ mod change;
 mod ffi;
 mod hotplug;
 mod look;
+mod prepare;
 mod process;
 mod quota;
 mod reading;
@@ -31,7 +32,7 @@ use std::time::Duration;
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
-use agentd_core::plan::{Action, Scope, describe};
+use agentd_core::plan::{Action, Headroom, Preparation, Scope, Values, describe};
 use agentd_core::units::{ByteCount, Limit};
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -188,6 +189,17 @@ impl Backend for Libvirt {
         }
     }
 
+    async fn prepare(
+        &self,
+        target: &Ref,
+        identity: &Identity,
+        headroom: &Headroom,
+    ) -> Result<Preparation, BackendError> {
+        let (of, headroom) = (identity.clone(), *headroom);
+        let job = move |job: &calls::Job<'_>| change::prepared(job, &of, &headroom);
+        self.calls.run(Class::Look, &identity.id, &format!("read the definition of {target}"), job).await
+    }
+
     async fn is_under_way(&self, identity: &Identity) -> bool {
         if self.calls.is_changing(&identity.id) || self.calls.is_stuck(&identity.id) {
             return true;
@@ -212,8 +224,15 @@ impl Backend for Libvirt {
     }
 
     fn may_have_been_asked(&self, action: &Action, observed: &Observed) {
-        let kib = |memory: Option<Limit<ByteCount>>| memory.and_then(Limit::at).map(|bytes| bytes.bytes() >> 10);
-        let target = action.sets().and_then(|(scope, values)| kib(values.memory.filter(|_| scope == Scope::Live)));
+        // What a device gives is libvirt's to tell; only the balloon's target nobody tells.
+        let plugged = observed.parts.map_or(ByteCount::ZERO, |parts| parts.plugged);
+        let kib = |memory: Option<Limit<ByteCount>>| {
+            memory.and_then(Limit::at).map(|bytes| bytes.saturating_sub(plugged).bytes() >> 10)
+        };
+        let balloon = |(scope, values): (Scope, &Values)| {
+            kib(values.memory.filter(|_| scope == Scope::Live && values.plugged.is_none()))
+        };
+        let target = action.sets().and_then(balloon);
         if let (Some(boot), Some(from), Some(target)) = (&observed.boot, kib(observed.memory.observed), target) {
             self.asked().balloon_asked(&observed.id, boot, from, target);
         }

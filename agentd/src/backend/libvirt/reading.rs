@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage};
+use agentd_core::plan::Headroom;
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use serde::Deserialize;
 use serde_json::json;
@@ -122,6 +123,16 @@ fn parts(definition: &Definition, balloon: ByteCount) -> Option<Parts> {
         size: bytes(plug.size),
         block: bytes(plug.block),
     })
+}
+
+/// The most memory in KiB that a definition lets the guest have without another one.
+pub(super) fn saved_ceiling(definition: &Definition) -> u64 {
+    if definition.plugs.len() == 1 { definition.memory } else { boots_with_memory(definition) }
+}
+
+/// How far a definition lets the guest grow.
+pub(super) fn headroom(definition: &Definition) -> Headroom {
+    Headroom { cpus: Some(Cpus::whole(definition.max_vcpus)), memory: Some(bytes(saved_ceiling(definition))) }
 }
 
 /// What the next start gives the guest: a balloon that is asked for more than there is leaves all.
@@ -268,12 +279,8 @@ fn memory(
         confirmed: now.filter(|_| has_spoken(seen)).map(|kib| Limit::At(bytes(kib))),
         persistent: saved.map(|saved| Limit::At(bytes(saved_memory(saved)))),
         // The balloon gives back all that it took, and one device all that it has; of several, nothing is asked for here.
-        ceiling: seen
-            .live
-            .as_ref()
-            .map(|live| bytes(if live.plugs.len() == 1 { live.memory } else { boots_with_memory(live) })),
-        saved_ceiling: saved
-            .map(|saved| bytes(if saved.plugs.len() == 1 { saved.memory } else { boots_with_memory(saved) })),
+        ceiling: seen.live.as_ref().map(|live| bytes(saved_ceiling(live))),
+        saved_ceiling: saved.map(|saved| bytes(saved_ceiling(saved))),
         grain: bytes(PAGE_KIB),
         least: bytes(LEAST_MEMORY_KIB),
         live,

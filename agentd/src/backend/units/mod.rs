@@ -297,6 +297,7 @@ impl Backend for Units {
                 self.bus.stop(&unit.id).await?;
                 self.bus.kill(&unit.id).await
             }
+            Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
             Action::Start | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(format!(
                 "{target} is no service: it is neither started nor stopped here"
             ))),

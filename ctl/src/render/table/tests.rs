@@ -39,6 +39,7 @@ fn numbers_stand_to_the_right_and_what_moves_shows_both_values() {
                     "memory": field(json!("none"), json!("none"), json!("none")), "committed": {"cpus": 0, "memory": 0}}),
             ),
         ],
+        false,
         None,
     );
     assert_eq!(
@@ -136,7 +137,7 @@ fn a_narrow_terminal_wraps_marks_and_keeps_references_whole() {
         json!({"notes": ["a"],
         "holds": [{"hold": "suspended", "reason": "r"}]}),
     );
-    let list = list(&[long], Some(80));
+    let list = list(&[long], false, Some(80));
     assert!(list.contains("vm/a-name-that-is-long  running"), "{list}");
     assert!(list.lines().all(|line| line.chars().count() <= 80), "{list}");
 }

@@ -1,6 +1,8 @@
 //! Reads the few facts that matter from a domain's definition, and changes the one number of a memory device that agentd
 //! changes; all else of it stays as it was written, byte for byte.
 
+pub(super) mod tree;
+
 use std::ops::Range;
 
 use quick_xml::Reader;
@@ -182,7 +184,7 @@ fn pins_memory(tag: &BytesStart<'_>) -> bool {
 }
 
 /// libvirt writes KiB; other units are those of its documentation (formatdomain, "unit").
-fn kib(text: &str, unit: Option<&str>) -> Result<u64, String> {
+pub(super) fn kib(text: &str, unit: Option<&str>) -> Result<u64, String> {
     let wrong = || format!("its memory is {text:?} {}", unit.unwrap_or("KiB"));
     let number: u64 = text.parse().map_err(|_| wrong())?;
     let bytes = bytes_of(unit.unwrap_or("KiB")).ok_or_else(wrong)?;
