@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Move};
+use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Loan, Move};
 use agentd_core::config::Config;
 use agentd_core::drift::{drift, drift_after, is_of};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
@@ -36,6 +36,8 @@ pub struct Known {
     pub version: String,
     /// What blocks its changes.
     pub holds: Vec<Hold>,
+    /// What it has for a time only.
+    pub loans: Vec<Loan>,
     /// When the observation was begun.
     seen: Moment,
     /// Whether a change of it is in flight.
@@ -66,6 +68,7 @@ impl Known {
             observed,
             version: self.version.clone(),
             holds: holds.cloned().collect(),
+            loans: self.loans.clone(),
             unseen: self.unseen.then(|| ledger.charge(&self.observed.instance_id())),
         }
     }
@@ -138,11 +141,11 @@ impl Book {
     /// Takes what an earlier life of the daemon knew of an instance. It is charged from here on, whether or not its backend
     /// answers. Where it was seen in this life already, only what can't be seen is taken.
     pub fn restore(&mut self, remembered: Remembered, config: &Config) {
-        let Remembered { stamp, observed, version, holds, unseen } = remembered;
+        let Remembered { stamp, observed, version, holds, loans, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let instance = observed.instance_id();
         if let Some(known) = self.known.get_mut(&instance) {
-            known.holds = holds;
+            (known.holds, known.loans) = (holds, loans);
             return;
         }
         self.ledger.observe(&instance, charge_of(&observed, config), &limits_of(&observed, config));
@@ -154,7 +157,8 @@ impl Book {
         if seen_with_it.is_none_or(|other| other.seen == Moment(0)) {
             self.names.insert(observed.reference.clone(), instance.clone());
         }
-        let known = Known { observed, readable: None, version, holds, seen, busy: false, unseen, doubtful: Vec::new() };
+        let (readable, busy, doubtful) = (None, false, Vec::new());
+        let known = Known { observed, readable, version, holds, loans, seen, busy, unseen, doubtful };
         self.known.insert(instance, known);
     }
 
@@ -222,6 +226,7 @@ impl Book {
         }
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
         let holds = old.map(|old| old.holds.clone()).unwrap_or_default();
+        let loans = old.map(|old| old.loans.clone()).unwrap_or_default();
         let mut doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed));
         let mut moves = match old {
@@ -268,7 +273,7 @@ impl Book {
         self.names.insert(observed.reference.clone(), instance.clone());
         let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
         self.untold.extend(drift.as_ref().map(|drift| told(drift, config)));
-        let known = Known { observed, readable, version, holds, seen: begun, busy, unseen, doubtful };
+        let known = Known { observed, readable, version, holds, loans, seen: begun, busy, unseen, doubtful };
         self.known.insert(instance, known);
         drift
     }
@@ -342,6 +347,9 @@ impl Book {
         let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(operation)));
         let Some(known) = self.known.get_mut(&instance) else { return drift };
         known.busy = false;
+        if lend(&mut known.loans, operation) {
+            self.unrecorded.insert(instance.clone());
+        }
         if settled {
             known.doubtful.clear();
             known.unseen |= !looked || known.observed.state == State::Unknown;
@@ -352,6 +360,24 @@ impl Book {
             }
         }
         drift
+    }
+
+    /// What was lent and is due, of instances that nothing holds.
+    pub fn due(&self, now_ms: u64) -> Vec<(InstanceId, Loan)> {
+        let free = self.known.iter().filter(|(_, known)| known.holds.is_empty() && !known.busy);
+        let loans = free.flat_map(|(instance, known)| known.loans.iter().map(move |loan| (instance, loan)));
+        loans
+            .filter(|(_, loan)| loan.due_ms <= now_ms)
+            .map(|(instance, loan)| (instance.clone(), loan.clone()))
+            .collect()
+    }
+
+    /// Ends a loan.
+    pub fn end_loan(&mut self, instance: &InstanceId, operation: &str) {
+        if let Some(known) = self.known.get_mut(instance) {
+            known.loans.retain(|loan| loan.operation != operation);
+            self.unrecorded.insert(instance.clone());
+        }
     }
 
     /// Puts a hold on an instance.
@@ -424,13 +450,28 @@ impl Book {
     /// One instance as it goes on the wire.
     pub fn instance(&self, known: &Known, config: &Config) -> Instance {
         let charge = self.ledger.charge(&known.observed.instance_id());
-        Instance::new(&known.observed, known.version.clone(), charge, known.holds.clone(), &config.sizes)
+        let (version, holds) = (known.version.clone(), known.holds.clone());
+        Instance { loans: known.loans.clone(), ..Instance::new(&known.observed, version, charge, holds, &config.sizes) }
     }
 
     fn next_version(&mut self) -> String {
         self.versions += 1;
         format!("{}-{:x}", self.epoch, self.versions)
     }
+}
+
+/// What the end of a change makes of what was lent before it: what it took back itself is over, and so is what was lent of a
+/// field that it changed. Whether that is any.
+fn lend(loans: &mut Vec<Loan>, operation: &Operation) -> bool {
+    let (before, done) = (loans.len(), matches!(operation.outcome, Outcome::Changed | Outcome::Pending));
+    let fields = operation.targets.fields();
+    let touches = |loan: &Loan| loan.fields.iter().any(|field| fields.contains(field));
+    loans.retain(|loan| !done || (operation.undoes.as_ref() != Some(&loan.operation) && !touches(loan)));
+    let ended = loans.len() < before;
+    let lent = operation.loan();
+    let begun = lent.is_some();
+    loans.extend(lent);
+    ended || begun
 }
 
 /// What the history tells of drift.

@@ -45,6 +45,18 @@ impl<T: Copy> From<&Reading<T>> for FieldView<T> {
     }
 }
 
+/// What an instance has for a time only: a change that goes back by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Loan {
+    /// The change.
+    pub operation: String,
+    /// The fields that it grew.
+    pub fields: Vec<Field>,
+    /// When it goes back, in milliseconds since the Unix epoch.
+    pub due_ms: u64,
+}
+
 /// Why an instance takes no change but stop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -116,6 +128,9 @@ pub struct Instance {
     /// The fields whose next start has another value than what runs.
     #[serde(default)]
     pub next_boot: Vec<Field>,
+    /// What it has for a time only.
+    #[serde(default)]
+    pub loans: Vec<Loan>,
     /// Why a VM can't grow without a restart; null where it can.
     #[serde(default)]
     pub unprepared: Option<String>,
@@ -188,6 +203,7 @@ impl Instance {
         Instance {
             size: sizes.iter().filter(|(_, size)| size.fits(observed)).map(|(name, _)| name.clone()).next(),
             next_boot: observed.differs_at_next_boot(),
+            loans: Vec::new(),
             unprepared: observed.unprepared(),
             capabilities: None,
             reference: observed.reference.to_string(),
@@ -273,7 +289,7 @@ pub struct ResizeRequest {
     /// Live, saved or both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apply: Option<Apply>,
-    /// Go back by itself after this time, e.g. `"2h"`.
+    /// Go back by itself after this time, e.g. `"2h"`; only for growth, which is then not saved where that can be left out.
     #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
     pub for_: Option<String>,
     /// How long to wait for the guest, e.g. `"30s"`; 10 s where absent.

@@ -13,6 +13,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::api::Loan;
 use crate::error::{Code, Problem};
 use crate::instance::{InstanceId, Observed, Ref, State};
 use crate::ledger::Charge;
@@ -125,6 +126,8 @@ impl fmt::Display for Who {
 
 /// The command on record of what agentd does by itself: to put drift back. Longer than the kernel lets a process's name be.
 pub const REPAIR: &str = "agentd (repair_drift)";
+/// And who takes back what was lent.
+pub const RETURN: &str = "agentd (--for)";
 
 /// What of an instance must still be the same for an undo or a recovery to concern it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +188,9 @@ pub struct Operation {
     pub charge: Charge,
     /// The operation that it takes back.
     pub undoes: Option<String>,
+    /// For how many milliseconds it is meant to last, where it goes back by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lent_ms: Option<u64>,
     /// How it ended, or that it runs.
     pub outcome: Outcome,
     /// Why, where it ended badly.
@@ -242,6 +248,7 @@ impl Operation {
                 .collect(),
             charge: plan.charge,
             undoes: plan.undoes,
+            lent_ms: plan.lent_ms,
             outcome: Outcome::Running,
             problem: None,
             notes: plan.notes,
@@ -275,6 +282,13 @@ impl Operation {
     /// Whether its outcome is not known yet: it runs, or a call of it did not return.
     pub fn is_open(&self) -> bool {
         matches!(self.outcome, Outcome::Running | Outcome::Unknown)
+    }
+
+    /// What its instance has for a time only since it ended.
+    pub fn loan(&self) -> Option<Loan> {
+        let lasts = self.lent_ms.filter(|_| matches!(self.outcome, Outcome::Changed | Outcome::Pending))?;
+        let (operation, fields) = (self.id.clone(), self.targets.fields());
+        Some(Loan { operation, fields, due_ms: self.started_ms.saturating_add(lasts) })
     }
 
     /// Whether somebody else set the same in the middle of it: nothing of it is left, and what stands is drift.

@@ -7,6 +7,7 @@
 
 mod change;
 mod keys;
+mod loans;
 mod read;
 mod recovery;
 mod refusals;

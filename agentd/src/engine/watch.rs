@@ -58,6 +58,8 @@ impl Engine {
         });
         let engine = self.clone();
         tokio::spawn(async move { engine.keep_record().await });
+        let engine = self.clone();
+        tokio::spawn(async move { engine.return_loans().await });
     }
 
     /// Looks at everything after each reload of systemd, which can put old limits back. Runs until the daemon ends.

@@ -249,6 +249,7 @@ fn a_record_that_can_be_read_late_takes_nothing_back_of_what_was_seen_meanwhile(
     let now = web(false);
     let gone = Observed { id: "gone".into(), ..now.clone() };
     let remembered = |observed: Observed, stamp| Remembered {
+        loans: Vec::new(),
         stamp,
         observed,
         version: "old".into(),

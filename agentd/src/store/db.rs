@@ -138,7 +138,8 @@ impl Db {
         while let Some(row) = open.next()? {
             unfinished.push(recorded(&row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)?);
         }
-        let mut statement = self.connection.prepare("SELECT stamp, version, holds, observed, unseen FROM instances")?;
+        let mut statement =
+            self.connection.prepare("SELECT stamp, version, holds, observed, unseen, loans FROM instances")?;
         let mut instances = statement.query([])?;
         let mut remembered = Vec::new();
         while let Some(row) = instances.next()? {
@@ -148,6 +149,7 @@ impl Db {
                 holds: parse(&row.get::<_, String>(2)?)?,
                 observed: parse(&row.get::<_, String>(3)?)?,
                 unseen: row.get::<_, Option<String>>(4)?.map(|charge| parse(&charge)).transpose()?,
+                loans: parse(&row.get::<_, String>(5)?)?,
             });
         }
         let mut statement =
@@ -295,11 +297,11 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
         Entry::Instance(instance) => {
             transaction
                 .prepare_cached(
-                    "INSERT INTO instances (id, stamp, version, holds, observed, unseen)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                    "INSERT INTO instances (id, stamp, version, holds, observed, unseen, loans)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                      ON CONFLICT (id) DO UPDATE SET
                          stamp = excluded.stamp, version = excluded.version, holds = excluded.holds,
-                         observed = excluded.observed, unseen = excluded.unseen
+                         observed = excluded.observed, unseen = excluded.unseen, loans = excluded.loans
                      WHERE excluded.stamp > stamp",
                 )?
                 .execute(params![
@@ -308,7 +310,8 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
                     instance.version,
                     text(&instance.holds)?,
                     text(&instance.observed)?,
-                    instance.unseen.as_ref().map(text).transpose()?
+                    instance.unseen.as_ref().map(text).transpose()?,
+                    text(&instance.loans)?
                 ])?;
         }
         Entry::Gone(instance, stamp) => {

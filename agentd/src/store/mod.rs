@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agentd_core::api::{Happening, HistoryEntry, Hold, OperationView};
+use agentd_core::api::{Happening, HistoryEntry, Hold, Loan, OperationView};
 use agentd_core::instance::{InstanceId, Observed};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::Operation;
@@ -111,6 +111,8 @@ pub struct Remembered {
     pub version: String,
     /// What blocks its changes, but for what a restart finds out by itself.
     pub holds: Vec<Hold>,
+    /// What it has for a time only.
+    pub loans: Vec<Loan>,
     /// What it stays charged until it is seen again, where a change of it ended and what it left was not seen.
     pub unseen: Option<Charge>,
 }

@@ -67,6 +67,7 @@ CREATE TABLE room (                         -- one row, which says nothing: whet
     filler      BLOB NOT NULL
 );
 ",
+    "ALTER TABLE instances ADD COLUMN loans TEXT NOT NULL DEFAULT '[]';    -- what it has for a time only, JSON",
 ];
 
 /// The schema that a store has, without touching it. An empty one is taken for a new one only where `may_be_new`: a store

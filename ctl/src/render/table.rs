@@ -10,6 +10,8 @@ use agentd_core::instance::{Field, Kind, State};
 use agentd_core::ledger::Charge;
 use agentd_core::units::{ByteCount, Limit};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde_json::Number;
 
 use super::text::{WARNING, clean, paragraph};
@@ -98,6 +100,7 @@ fn marks(instance: &Instance, why_unprepared: bool) -> String {
         let fields: Vec<&str> = instance.next_boot.iter().map(|field| field.as_str()).collect();
         marks.push(format!("next boot: {}", fields.join(", ")));
     }
+    marks.extend(instance.loans.iter().map(|loan| format!("goes back {}", when(loan.due_ms))));
     marks.extend(instance.unprepared.as_deref().filter(|_| why_unprepared).map(clean));
     match instance.notes.len() {
         0 => {}
@@ -119,6 +122,12 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
     out += &format!("committed {} CPUs, {}\n", instance.committed.cpus, instance.committed.memory);
     out += &instance.size.as_deref().map(|size| format!("size {}\n", clean(size))).unwrap_or_default();
     out += &next_boot(instance, width);
+    for loan in &instance.loans {
+        let fields: Vec<&str> = loan.fields.iter().map(|field| field.as_str()).collect();
+        let text =
+            format!("{} for a time: goes back {} ({})", fields.join(", "), when(loan.due_ms), clean(&loan.operation));
+        out += &paragraph(&text, 2, width);
+    }
     out += &instance.capabilities.as_ref().map(|can| capabilities(can, width)).unwrap_or_default();
     for (key, value) in &instance.labels {
         out += &paragraph(&format!("label {}={}", clean(key), clean(value)), 6, width);
@@ -142,6 +151,13 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
         out += &paragraph(&format!("  what to do: {what}"), 14, width);
     }
     out
+}
+
+/// A moment in the local time zone.
+fn when(ms: u64) -> String {
+    let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    moment
+        .map_or_else(|| "later".into(), |at| at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string())
 }
 
 /// What the next start has that what runs hasn't.

@@ -310,6 +310,16 @@ pub enum Standing {
 }
 
 impl Targets {
+    /// The fields that are aimed at.
+    pub fn fields(&self) -> Vec<Field> {
+        let fields = [
+            self.cpus.map(|_| Field::Cpus),
+            self.cpu_limit.map(|_| Field::CpuLimit),
+            self.memory.map(|_| Field::Memory),
+        ];
+        fields.into_iter().flatten().collect()
+    }
+
     /// Whether all that was to be changed live is not only accepted but there.
     pub fn are_observed(&self, observed: &Observed) -> bool {
         let values = Values {
@@ -371,6 +381,8 @@ pub struct Plan {
     pub charge: Charge,
     /// The operation that it takes back.
     pub undoes: Option<String>,
+    /// For how many milliseconds it is meant to last, where it goes back by itself.
+    pub lent_ms: Option<u64>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -386,6 +398,7 @@ impl Plan {
             steps: Vec::new(),
             charge: Charge::ZERO,
             undoes: None,
+            lent_ms: None,
             notes: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 //! then the steps from the surest to undo to the least sure: saved, quota, balloon, vCPUs last.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use super::checks::{admit, check_bounds, check_ceilings, check_shrink, check_switches};
 use super::scalar::Scalar;
@@ -9,6 +10,7 @@ use super::settle::{cpus_rule, same_cpu_time};
 use super::steps::{make_one_way, steps};
 use super::{Action, Aim, Inputs, Plan, Scope, Targets, Values, Verb};
 use crate::api::{Apply, ResizeRequest, Restart};
+use crate::config::{display_duration, parse_duration};
 use crate::error::{Code, Numbers, Problem};
 use crate::instance::{Ability, Field, Kind, Observed, Parts, Reading, Saved, State};
 use crate::units::{Amount, ByteCount, Cpus, Limit};
@@ -20,7 +22,9 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
     not_built_yet(request)?;
     inputs.refuse_if_blocked()?;
     let mut plan = inputs.empty_plan(Verb::Resize);
-    let place = place(observed, request.apply, &mut plan.notes)?;
+    let lent = request.for_.as_deref().map(|text| lent(observed, request.apply, text)).transpose()?;
+    let apply = lent.map_or(request.apply, |lent| lent.apply);
+    let place = place(observed, apply, &mut plan.notes)?;
 
     let targets = Targets {
         cpus: aim(inputs, Field::Cpus, &observed.cpus, wanted.cpus, place, &mut plan.notes)?,
@@ -31,7 +35,57 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
     if let Some(aim) = &mut plan.targets.memory {
         in_blocks(observed, aim, &mut plan.notes);
     }
-    complete(inputs, plan, place, |scope, values| Action::Set { scope, values })
+    if lent.is_some() {
+        only_growth(observed, &plan.targets)?;
+    }
+    let mut plan = complete(inputs, plan, place, |scope, values| Action::Set { scope, values })?;
+    if let Some(lent) = lent.filter(|_| !plan.steps.is_empty()) {
+        plan.lent_ms = Some(lent.lasts_ms);
+        plan.notes
+            .push(format!("it goes back by itself after {}", display_duration(Duration::from_millis(lent.lasts_ms))));
+    }
+    Ok(plan)
+}
+
+/// For how long, and to where, something is lent.
+#[derive(Debug, Clone, Copy)]
+struct Lent {
+    lasts_ms: u64,
+    apply: Option<Apply>,
+}
+
+/// What is lent is not saved, so that a start of the instance ends it, too; but for what keeps one set of limits.
+fn lent(observed: &Observed, apply: Option<Apply>, text: &str) -> Result<Lent, Problem> {
+    let invalid = |detail: String| Problem::new(Code::InvalidRequest, detail);
+    let lasts = parse_duration(text).map_err(|error| invalid(format!("for: {error}")))?;
+    let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+    if lasts_ms == 0 {
+        return Err(invalid("for: growth for no time at all is none".into()).hint("leave it out, or say how long"));
+    }
+    match (observed.saved, apply) {
+        (Saved::Together, apply) => Ok(Lent { lasts_ms, apply }),
+        (_, None | Some(Apply::Live)) => Ok(Lent { lasts_ms, apply: Some(Apply::Live) }),
+        (_, Some(Apply::Both | Apply::NextBoot)) => {
+            Err(invalid("what is lent for a time is not saved".into()).hint("leave --next-boot out"))
+        }
+    }
+}
+
+/// Only growth is lent: its way back always fits.
+fn only_growth(observed: &Observed, targets: &Targets) -> Result<(), Problem> {
+    fn shrinks<T: Scalar>(aim: Option<Aim<T>>) -> bool {
+        let Some(aim) = aim else { return false };
+        match (aim.requested, aim.before) {
+            (Limit::At(want), Some(Limit::At(now))) => want < now,
+            (Limit::At(_), _) => true,
+            (Limit::Unlimited, _) => false,
+        }
+    }
+    if shrinks(targets.cpus) || shrinks(targets.cpu_limit) || shrinks(targets.memory) {
+        let detail = format!("only growth goes back by itself, and this takes something from {}", observed.reference);
+        return Err(Problem::new(Code::InvalidRequest, detail).hint("leave --for out; ctl undo takes it back"));
+    }
+    Ok(())
 }
 
 /// Beyond what its balloon can give back, a VM's memory comes in blocks.
@@ -80,8 +134,6 @@ pub(super) fn complete(
 fn not_built_yet(request: &ResizeRequest) -> Result<(), Problem> {
     let (what, hint) = if request.restart == Restart::IfNeeded {
         ("a resize by restart", "leave --restart out; --next-boot saves the change for the next start")
-    } else if request.for_.is_some() {
-        ("a resize for a limited time", "leave --for out")
     } else if request.force {
         ("--force on a resize", "it belongs to --restart if-needed")
     } else {

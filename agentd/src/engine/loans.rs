@@ -1,0 +1,94 @@
+//! What was lent for a time goes back by itself: each change with `--for` is taken back as any other change is, once its time
+//! is over. A guest that resists, a hold, an engine that is away: it is tried again. A value that somebody has changed since is
+//! theirs, and the loan is over.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use agentd_core::access::{Caller, Right};
+use agentd_core::api::Loan;
+use agentd_core::error::Code;
+use agentd_core::instance::{InstanceId, Target};
+use agentd_core::operation::{RETURN, Who};
+use agentd_core::plan::{Standing, Targets};
+use tokio::time::{Instant, sleep};
+
+use super::{Ask, Engine, Failure, Peer, Wish};
+use crate::clock::now_ms;
+
+/// How often what is due is looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// When what could not be taken back is tried again.
+const AGAIN: Duration = Duration::from_secs(15);
+/// How long taking back waits for a guest.
+const WAIT: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Takes back what was lent, for ever.
+    pub async fn return_loans(&self) {
+        // When each may be tried again.
+        let mut tried: HashMap<String, Instant> = HashMap::new();
+        loop {
+            sleep(LOOK).await;
+            let due = self.book().due(now_ms());
+            tried.retain(|operation, _| due.iter().any(|(_, loan)| loan.operation == *operation));
+            for (instance, loan) in due {
+                let now = Instant::now();
+                if tried.get(&loan.operation).is_some_and(|until| now < *until) {
+                    continue;
+                }
+                // One that is still being tried then hears that it is busy.
+                tried.insert(loan.operation.clone(), now + AGAIN);
+                let engine = self.clone();
+                tokio::spawn(async move { engine.take_back(&instance, &loan).await });
+            }
+        }
+    }
+
+    async fn take_back(&self, instance: &InstanceId, loan: &Loan) {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let peer = Peer {
+            caller: Caller { uid, gid, groups: Vec::new() },
+            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: RETURN.into() },
+        };
+        let operation = match self.recorded(&peer, &loan.operation).await {
+            Ok(operation) => operation,
+            Err(problem) if problem.code == Code::NotFound => {
+                return self.loan_is_over(instance, loan, &problem.detail);
+            }
+            Err(_) => return,
+        };
+        let targets = operation.targets;
+        let target = Target::Full(self.name_now(&operation));
+        let wish = Wish::Undo(Box::new(operation), WAIT);
+        let ask = Ask { target, wish, right: Right::Resize, dry_run: false, if_version: None };
+        let ended = match self.submit(peer, ask, None) {
+            Ok(submitted) => self.reply(submitted).await,
+            Err(problem) => Err(Failure::from(problem)),
+        };
+        match ended {
+            Ok(_) => self.loan_is_over(instance, loan, "it was taken back"),
+            Err(failure) if failure.problem.code == Code::NotFound || !self.still_has(instance, &targets) => {
+                self.loan_is_over(instance, loan, &failure.problem.detail);
+            }
+            Err(failure) => {
+                tracing::info!(%instance, operation = loan.operation, "what was lent is not taken back yet: {}", failure.problem);
+            }
+        }
+    }
+
+    /// Whether it has what it was lent: else somebody has changed that since, and nothing is left to be taken back.
+    fn still_has(&self, instance: &InstanceId, targets: &Targets) -> bool {
+        self.book().get(instance).is_some_and(|known| targets.standing(&known.observed) == Standing::Asked)
+    }
+
+    fn loan_is_over(&self, instance: &InstanceId, loan: &Loan, why: &str) {
+        tracing::info!(%instance, operation = loan.operation, "what was lent to {instance} is over: {why}");
+        let unrecorded = {
+            let mut book = self.book();
+            book.end_loan(instance, &loan.operation);
+            book.take_unrecorded()
+        };
+        self.store().write_later(unrecorded);
+    }
+}
