@@ -44,7 +44,7 @@ fn memory_grows_beyond_the_boot_size_and_gives_back_what_was_plugged_first() -> 
     agentd_tests::lab::wait_until("what was plugged at boot", LIMIT, || {
         Ok((shown()?["memory"]["observed"] == 384 * MIB).then_some(()))
     })?;
-    let first = guest.wait_for("a first line", LIMIT, |stat| stat.memtotal_kib > 300 * 1024)?;
+    let first = guest.wait_for("a first line", LIMIT, |stat| stat.memtotal_kib > 250 * 1024)?;
     let web = shown()?;
     assert_eq!(
         (&web["memory"]["accepted"], &web["memory"]["ceiling"]),
@@ -72,8 +72,14 @@ fn memory_grows_beyond_the_boot_size_and_gives_back_what_was_plugged_first() -> 
     let (status, reply, steps) = resize(&agentd, &json!({"memory": "200MiB", "wait": "60s", "apply": "live"}))?;
     assert_eq!(status, 200, "{reply}");
     assert_eq!(steps, ["libvirt virtio-mem live 0 bytes, 256 MiB in all", "libvirt setMemory live 200 MiB"]);
-    assert_eq!(reply["changes"][0]["observed"], 200 * MIB, "{reply}");
-    moved(&guest, first, -184)?;
+    // A guest may keep some of what was plugged: its own pages are in it. Then that is told, and charged.
+    let observed = reply["changes"][0]["observed"].as_u64().context("a number")?;
+    let resists = observed > 200 * MIB;
+    assert_eq!(reply["outcome"], if resists { "pending" } else { "changed" }, "{reply}");
+    ensure!(!resists || reply["notes"].to_string().contains("has not obeyed yet"), "{reply}");
+    ensure!(reply["instance"]["committed"]["memory"].as_u64() >= Some(observed), "{reply}");
+    println!("of 200 MiB asked for: {observed} bytes");
+    moved(&guest, first, (observed / MIB).cast_signed() - 384)?;
     let operation = reply["operation"].as_str().context("an operation")?;
     let undone = agentd.post(&format!("/v1/operations/{operation}/undo"), &json!({"wait": "60s"}))?;
     assert_eq!(undone.status, 200, "{}", undone.text());

@@ -3,9 +3,7 @@
 
 use std::fmt::Display;
 
-use agentd_core::api::{
-    Capabilities, Capability, Capacity, CapacityOf, FieldView, Health, HoldKind, Instance, SizeList,
-};
+use agentd_core::api::{Capabilities, Capacity, CapacityOf, FieldView, Health, HoldKind, Instance, SizeList};
 use agentd_core::instance::{Field, Kind, State};
 use agentd_core::ledger::Charge;
 use agentd_core::units::{ByteCount, Limit};
@@ -174,15 +172,13 @@ fn next_boot(instance: &Instance, width: Option<usize>) -> String {
 
 /// What can be done about each field: live, from the next start on, without a limit; and why not.
 fn capabilities(can: &Capabilities, width: Option<usize>) -> String {
-    let cpus = |number: &Number| number.to_string();
     let bytes = |number: &Number| {
         let bytes = number.as_u64().and_then(ByteCount::new);
         bytes.map_or_else(|| number.to_string(), |bytes| bytes.to_string())
     };
-    let fields: [(&str, &Capability, &dyn Fn(&Number) -> String); 3] =
-        [("cpus", &can.cpus, &cpus), ("cpu_limit", &can.cpu_limit, &cpus), ("memory", &can.memory, &bytes)];
     let mut out = String::new();
-    for (name, field, tell) in fields {
+    for (name, field) in [("cpus", &can.cpus), ("cpu_limit", &can.cpu_limit), ("memory", &can.memory)] {
+        let tell = |number: &Number| if name == "memory" { bytes(number) } else { number.to_string() };
         let ways = [("live", &field.live), ("next start", &field.restart), ("no limit", &field.unlimited)];
         let ways = ways.map(|(way, possible)| {
             let why = possible.why.as_deref().map(|why| format!(" ({})", clean(why))).unwrap_or_default();

@@ -62,7 +62,7 @@ fn live<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds<T>
     let ceiling = reading.ceiling.map(|most| {
         (most, if observed.reference.kind() == Kind::Vm { "its ceiling since it started" } else { "the host" })
     });
-    let scaling = (bounds.keys[1] != "").then_some((bounds.most_live, bounds.keys[1]));
+    let scaling = (!bounds.keys[1].is_empty()).then_some((bounds.most_live, bounds.keys[1]));
     Ok(within(bounds, [ceiling, scaling]))
 }
 

@@ -534,7 +534,8 @@ mod tests {
     fn memory_devices_count_beside_the_balloon() {
         let mut seen = running();
         let live = seen.live.as_mut().unwrap();
-        (live.memory, live.device_size, live.device_current) = (768 << 10, 256 << 10, 128 << 10);
+        (live.memory, live.device_size) = (768 << 10, 256 << 10);
+        (live.device_current, live.device_requested) = (128 << 10, 128 << 10);
         let memory = observed(&seen, &mut Memory::default()).unwrap().memory;
         assert_eq!(memory.observed, Some(Limit::At(ByteCount::mib(384 + 128))));
         assert_eq!(memory.ceiling, Some(ByteCount::mib(512 + 128)));
