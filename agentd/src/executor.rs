@@ -16,7 +16,7 @@ use std::time::Duration;
 use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, Ref, Usage};
-use agentd_core::operation::{Course, Identity, Operation, Outcome, StepState, same_boot};
+use agentd_core::operation::{Course, Identity, Operation, Outcome, StepRecord, StepState, same_boot};
 use agentd_core::plan::{
     Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, overwritten, reached,
     unchanged_since,
@@ -95,14 +95,12 @@ impl<'a> Executor<'a> {
 
     /// Does what has not been done.
     async fn walk(&mut self) -> Ended {
-        let mut stopped_early = false;
         for index in 0..self.operation.steps.len() {
-            let state = self.operation.steps[index].state;
-            if stopped_early {
+            if self.is_needless(index) {
                 self.advance(index, StepState::Skipped, None);
                 continue;
             }
-            match state {
+            match self.operation.steps[index].state {
                 StepState::Planned => {
                     self.advance(index, StepState::Doing, None);
                     if self.operation.steps[index].step.is_marked()
@@ -118,11 +116,7 @@ impl<'a> Executor<'a> {
                 _ => continue,
             }
             match self.step(index).await {
-                StepEnd::Done => {
-                    self.advance(index, StepState::Done, None);
-                    // A guest that went down by itself needs no hard stop.
-                    stopped_early = self.operation.steps[index].step.action == Action::Shutdown;
-                }
+                StepEnd::Done => self.advance(index, StepState::Done, None),
                 StepEnd::Pending(seen) => {
                     // A stop says in a note of its own how it went.
                     if self.operation.verb != Verb::Stop {
@@ -151,6 +145,15 @@ impl<'a> Executor<'a> {
         Ended::default()
     }
 
+    /// A guest that went down by itself needs no hard stop.
+    fn is_needless(&self, index: usize) -> bool {
+        let steps = &self.operation.steps;
+        let before = index.checked_sub(1).and_then(|before| steps.get(before));
+        steps[index].state == StepState::Planned
+            && steps[index].step.action == Action::Kill
+            && before.is_some_and(|b| b.step.action == Action::Shutdown && b.state == StepState::Done)
+    }
+
     /// Nobody knows what came of a call: the instance is held, and nothing more is done before that is known.
     fn unknown(&mut self, problem: Problem) -> Ended {
         self.operation.fail(Outcome::Unknown, &problem);
@@ -164,6 +167,9 @@ impl<'a> Executor<'a> {
         self.recovering = true;
         if !self.operation.verb.resizes() {
             return self.recover_verb(observed, since).await;
+        }
+        if self.operation.restarts() {
+            return self.recover_restart(observed, since).await;
         }
         match self.operation.resume(observed) {
             Ok(Course::Done) => {
@@ -264,6 +270,55 @@ impl<'a> Executor<'a> {
         }
     }
 
+    /// A resize by restart that was cut off. What it has begun goes on: until it has taken its instance down it is taken
+    /// back, from there on it is finished, or taken back where that fails. It is never made hard here.
+    async fn recover_restart(&mut self, observed: &Observed, since: Duration) -> Ended {
+        if observed.id != self.operation.identity.id {
+            return self.replaced_meanwhile();
+        }
+        let mut goes_back = self.operation.steps.iter().any(|record| {
+            matches!(record.state, StepState::Undoing | StepState::Undone | StepState::UndoFailed)
+                || (record.state == StepState::Failed && record.step.action != Action::Shutdown)
+        });
+        let mut down = false;
+        for index in 0..self.operation.steps.len() {
+            let StepRecord { step, state, .. } = self.operation.steps[index].clone();
+            let takes_down = matches!(step.action, Action::Shutdown | Action::Kill);
+            let end = match state {
+                StepState::Doing => {
+                    let time = if let Settle::Within(time) = step.settle { time } else { GRACE };
+                    match self.settle(&step.action, Instant::now() + time.saturating_sub(since)).await {
+                        Settled::Reached => StepState::Done,
+                        Settled::Unobservable(why) => return self.unknown(Problem::new(Code::BackendTimeout, why)),
+                        Settled::Missed { observed, .. } if step.action.starts() && observed.state.is_up() => {
+                            StepState::Pending
+                        }
+                        Settled::Missed { .. } | Settled::Abandoned(_) => StepState::Failed,
+                    }
+                }
+                // What an exact step did is on no record, and can be told from what is seen.
+                StepState::Planned if down && !step.is_marked() && reached(&step.action, observed) == Reached::Yes => {
+                    self.advance(index, StepState::Doing, None);
+                    StepState::Done
+                }
+                StepState::Done => {
+                    down |= takes_down;
+                    continue;
+                }
+                _ => continue,
+            };
+            self.advance(index, end, None);
+            down |= takes_down && end == StepState::Done;
+            goes_back |= !takes_down && end == StepState::Failed;
+        }
+        if goes_back || !down {
+            let problem = self.cut_off();
+            return self.unwind(problem, None, false).await;
+        }
+        self.operation.problem = None;
+        self.walk().await
+    }
+
     /// Applies one step and reads back what came of it.
     async fn step(&self, index: usize) -> StepEnd {
         let record = &self.operation.steps[index].step;
@@ -283,6 +338,13 @@ impl<'a> Executor<'a> {
                 let down = stop && matches!(self.settle(&action, began).await, Settled::Reached);
                 return if down { StepEnd::Done } else { StepEnd::Abandoned(why) };
             }
+            // It is up with what it was to have, whoever has started it.
+            Err(BackendError::Failed(_))
+                if matches!(action, Action::Boot { .. })
+                    && matches!(self.settle(&action, began).await, Settled::Reached) =>
+            {
+                return StepEnd::Done;
+            }
             Err(error) => {
                 let untouched = !matches!(error, BackendError::Failed(_));
                 let problem = Problem::from(error);
@@ -296,7 +358,12 @@ impl<'a> Executor<'a> {
             Settle::Guest => self.guest_deadline,
             Settle::Within(time) => began + time,
         };
-        match self.settle(&action, deadline).await {
+        let mut settled = self.settle(if action.starts() { &Action::Start } else { &action }, deadline).await;
+        if matches!(action, Action::Boot { .. }) && matches!(settled, Settled::Reached) {
+            // The guest has only now begun to have time.
+            settled = self.settle(&action, Instant::now() + self.wait).await;
+        }
+        match settled {
             Settled::Reached => StepEnd::Done,
             Settled::Abandoned(why) => StepEnd::Abandoned(why),
             Settled::Unobservable(why) => StepEnd::Unknown(Problem::new(
@@ -333,9 +400,30 @@ impl<'a> Executor<'a> {
                 Settle::Within(time) if hard_stop_follows => {
                     StepEnd::Overtaken(format!("{seen} after {:.1} s", time.as_secs_f32()))
                 }
+                // An engine that says that it has started what then isn't there.
+                Settle::Within(_) if action.starts() && !observed.state.is_up() => StepEnd::Failed {
+                    problem: Problem::new(
+                        Code::BackendFailed,
+                        format!("{} reported that it has started, but {seen}", self.backend.name()),
+                    ),
+                    untouched: false,
+                },
+                Settle::Within(time) if action == Action::Shutdown && self.operation.verb.resizes() => {
+                    StepEnd::Failed { problem: self.stays_up(&seen, time), untouched: false }
+                }
                 Settle::Guest | Settle::Within(_) => StepEnd::Pending(format!("the guest has not obeyed yet: {seen}")),
             },
         }
+    }
+
+    /// A guest that does not shut down, and is not to be switched off.
+    fn stays_up(&self, seen: &str, time: Duration) -> Problem {
+        let reference = &self.operation.reference;
+        let detail = format!("{reference} was asked to shut down, and {seen} after {:.1} s", time.as_secs_f32());
+        Problem::new(Code::GuestSilent, detail).hint(format!(
+            "nothing was changed. If it goes down by itself later it stays down: ctl start {reference}. A longer stop_timeout \
+             ([[limit]]) gives it more time, --force switches it off when that is over"
+        ))
     }
 
     /// A guest that was given time and whose balloon driver gave no sign of life.
@@ -449,6 +537,12 @@ impl<'a> Executor<'a> {
             }
         }
         if stuck.is_empty() {
+            let restarted = |record: &StepRecord| {
+                matches!(record.step.action, Action::Shutdown | Action::Kill) && record.state == StepState::Undone
+            };
+            if self.operation.steps.iter().any(restarted) {
+                self.operation.notes.push("it was started again as it was before".into());
+            }
             self.operation.fail(if gone { Outcome::Abandoned } else { Outcome::RolledBack }, &cause);
             return Ended { problem: Some(cause), hold: None };
         }

@@ -411,6 +411,9 @@ pub struct OperationView {
     pub reference: String,
     /// Whether nothing was meant to be done.
     pub dry_run: bool,
+    /// Whether it takes a restart.
+    #[serde(default)]
+    pub restart: bool,
     /// How long it took.
     pub elapsed_ms: u64,
     /// What became of each field.
@@ -442,6 +445,7 @@ impl OperationView {
             outcome: operation.outcome,
             reference: operation.reference.to_string(),
             dry_run: false,
+            restart: operation.restarts(),
             elapsed_ms: operation.elapsed_ms,
             changes: changes(operation, observed),
             steps: operation

@@ -17,7 +17,7 @@ use crate::api::Loan;
 use crate::error::{Code, Problem};
 use crate::instance::{InstanceId, Observed, Ref, State};
 use crate::ledger::Charge;
-use crate::plan::{Plan, Reached, Settle, Standing, Step, Targets, Verb, reached};
+use crate::plan::{Action, Plan, Reached, Settle, Standing, Step, Targets, Verb, reached};
 
 /// Where a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +291,18 @@ impl Operation {
         Some(Loan { operation, fields, due_ms: self.started_ms.saturating_add(lasts) })
     }
 
+    /// Whether it takes its instance down and brings it up again.
+    pub fn restarts(&self) -> bool {
+        self.steps.iter().any(|record| matches!(record.step.action, Action::Boot { .. }))
+    }
+
+    /// The run that it has brought up is the one that has its values from now on.
+    pub fn note_restart(&mut self, observed: &Observed) {
+        if self.restarts() && matches!(self.outcome, Outcome::Changed | Outcome::Pending) {
+            self.identity.boot.clone_from(&observed.boot);
+        }
+    }
+
     /// Whether somebody else set the same in the middle of it: nothing of it is left, and what stands is drift.
     pub fn was_overwritten(&self) -> bool {
         self.outcome == Outcome::RolledBack && matches!(self.problem, Some((Code::VersionMismatch, _)))
@@ -379,7 +391,6 @@ impl Operation {
 
     /// Says in words how a stop went; nothing for other verbs.
     pub fn note_stop(&mut self, observed: &Observed) {
-        use crate::plan::Action;
         if self.verb != Verb::Stop || self.steps.is_empty() {
             return;
         }

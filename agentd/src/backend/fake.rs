@@ -9,7 +9,7 @@ use std::time::Duration;
 use agentd_core::error::Code;
 use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::operation::Identity;
-use agentd_core::plan::{Action, Scope, Values};
+use agentd_core::plan::{Action, Headroom, Preparation, Redefinition, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -119,6 +119,24 @@ struct Machine {
     /// Calls that are on their way, each with the time at which it comes about.
     #[serde(default)]
     late: Vec<(u64, Identity, Action)>,
+    /// How far its saved definition lets it grow, where that is something else than how far it can now.
+    #[serde(default)]
+    saved_most: Option<(Cpus, ByteCount)>,
+}
+
+impl Machine {
+    fn saved_most(&self) -> (Cpus, ByteCount) {
+        self.saved_most.unwrap_or((self.spec.max_cpus, self.spec.max_memory))
+    }
+
+    /// Another run, with what was saved.
+    fn boot(&mut self) {
+        self.boot += 1;
+        (self.spec.max_cpus, self.spec.max_memory) = self.saved_most();
+        self.saved_most = None;
+        self.live = self.saved;
+        self.observed = self.saved;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -180,6 +198,7 @@ impl Fake {
                     applies: 0,
                     blurred: false,
                     late: Vec::new(),
+                    saved_most: None,
                 },
             )
         };
@@ -222,9 +241,7 @@ impl Fake {
     pub fn power_cut(&self) {
         self.late.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for machine in self.machines().values_mut() {
-            machine.boot += 1;
-            machine.live = machine.saved;
-            machine.observed = machine.saved;
+            machine.boot();
         }
     }
 
@@ -258,9 +275,7 @@ impl Fake {
     /// Stops and starts an instance behind the daemon's back.
     pub fn restart(&self, name: &str) {
         if let Some(machine) = self.machines().get_mut(name) {
-            machine.boot += 1;
-            machine.live = machine.saved;
-            machine.observed = machine.saved;
+            machine.boot();
         }
         let _ = self.announced.send(name.to_owned());
     }
@@ -348,14 +363,21 @@ impl Fake {
                     }
                 }
             }
-            Action::Define { .. } => return Err(BackendError::Unsupported("it has no definition".into())),
-            Action::Start if machine.state == State::Stopped => {
-                machine.state = State::Running;
-                machine.boot += 1;
-                machine.live = machine.saved;
-                machine.observed = machine.saved;
+            Action::Define { definition, before, .. } => {
+                let read = |value| serde_json::from_value::<Definition>(value).ok();
+                match (read(definition.clone()), read(before.clone())) {
+                    (Some(definition), Some(before)) if before == Definition::of(machine) => {
+                        machine.saved_most = Some((definition.max_cpus, definition.max_memory));
+                        machine.saved.memory = Limit::At(definition.memory);
+                    }
+                    _ => return Err(BackendError::InvalidState("its definition was changed meanwhile".into())),
+                }
             }
-            Action::Start => return Err(BackendError::InvalidState("it runs already".into())),
+            Action::Start | Action::Boot { .. } if machine.state == State::Stopped => {
+                machine.state = State::Running;
+                machine.boot();
+            }
+            Action::Start | Action::Boot { .. } => return Err(BackendError::InvalidState("it runs already".into())),
             Action::Shutdown if machine.spec.stubborn => {}
             Action::Shutdown | Action::Kill if machine.spec.transient => {
                 machines.remove(name);
@@ -364,6 +386,25 @@ impl Fake {
         }
         self.keep(machines);
         Ok(())
+    }
+}
+
+/// The definition of a VM of the fake.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Definition {
+    max_cpus: Cpus,
+    max_memory: ByteCount,
+    memory: ByteCount,
+}
+
+impl Definition {
+    fn of(machine: &Machine) -> Self {
+        let (max_cpus, max_memory) = machine.saved_most();
+        Definition { max_cpus, max_memory, memory: machine.saved.memory.at().unwrap_or(max_memory) }
+    }
+
+    fn headroom(self) -> Headroom {
+        Headroom { cpus: Some(self.max_cpus), memory: Some(self.max_memory) }
     }
 }
 
@@ -408,7 +449,7 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
         saved: Saved::Apart,
         cpus: Reading {
             ceiling: Some(spec.max_cpus),
-            saved_ceiling: Some(spec.max_cpus),
+            saved_ceiling: Some(machine.saved_most().0),
             grain: Cpus::whole(1),
             least: Cpus::whole(1),
             unlimit: unlimit.clone(),
@@ -421,7 +462,7 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
             confirmed: (up && !spec.silent).then_some(machine.observed.memory),
             persistent: Some(machine.saved.memory),
             ceiling: Some(spec.max_memory),
-            saved_ceiling: Some(spec.max_memory),
+            saved_ceiling: Some(machine.saved_most().1),
             grain: ByteCount::mib(1),
             least: ByteCount::mib(1),
             live: Ability::Yes,
@@ -500,8 +541,35 @@ impl Backend for Fake {
             || self.late.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(_, of, _)| of.id == identity.id)
     }
 
+    async fn redefine(
+        &self,
+        target: &Ref,
+        _identity: &Identity,
+        redefinition: &Redefinition,
+    ) -> Result<Preparation, BackendError> {
+        let old = Definition::of(find(&mut self.machines(), target.name())?);
+        let mut new = old;
+        match redefinition {
+            Redefinition::Headroom(most) => {
+                new.max_cpus = most.cpus.unwrap_or(old.max_cpus).max(old.max_cpus);
+                new.max_memory = most.memory.unwrap_or(old.max_memory).max(old.max_memory);
+            }
+            Redefinition::Boot { cpus, memory } => {
+                new.max_cpus = cpus.unwrap_or(old.max_cpus).max(old.max_cpus);
+                (new.max_memory, new.memory) =
+                    memory.map_or((old.max_memory, old.memory), |memory| (memory, memory));
+            }
+        }
+        let value = |definition: Definition| {
+            serde_json::to_value(definition).map_err(|error| BackendError::Failed(error.to_string()))
+        };
+        let changes = if new == old { Vec::new() } else { vec!["its definition".into()] };
+        let (before, after) = (old.headroom(), new.headroom());
+        Ok(Preparation { before, after, changes, notes: Vec::new(), old: value(old)?, new: value(new)? })
+    }
+
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
-        if action.sets().is_none() {
+        if action.starts() || matches!(action, Action::Shutdown | Action::Kill) {
             let mut verbs = self.verbs.lock().unwrap_or_else(PoisonError::into_inner);
             *verbs.entry(target.name().to_owned()).or_default() += 1;
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref};
 use agentd_core::operation::Identity;
-use agentd_core::plan::{Action, Headroom, Preparation};
+use agentd_core::plan::{Action, Redefinition, Preparation};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
@@ -113,14 +113,14 @@ pub trait Backend: Send + Sync {
     /// what came of it is for `observe`.
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError>;
 
-    /// What becomes of the saved definition of exactly this instance with headroom put into it. Changes nothing.
-    async fn prepare(
+    /// What becomes of the saved definition of exactly this instance when it is changed so. Changes nothing.
+    async fn redefine(
         &self,
         target: &Ref,
         _identity: &Identity,
-        _headroom: &Headroom,
+        _redefinition: &Redefinition,
     ) -> Result<Preparation, BackendError> {
-        Err(BackendError::Unsupported(format!("{target} has no definition that headroom could be put into")))
+        Err(BackendError::Unsupported(format!("{target} has no definition that could be changed")))
     }
 
     /// Whether a call that changes this instance is still under way: one that ran into its deadline, or one that an earlier

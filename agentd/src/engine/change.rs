@@ -11,7 +11,9 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::{Identity, Operation, Outcome};
-use agentd_core::plan::{Inputs, Plan, Preparation, Verb, headroom, prepare, resize, start, stop, undo};
+use agentd_core::plan::{
+    Inputs, Plan, Preparation, Redefinition, Verb, headroom, prepare, redefinition, resize, start, stop, undo,
+};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
@@ -30,8 +32,9 @@ const USAGE_TIME: Duration = Duration::from_secs(5);
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Wish {
-    /// Change CPUs and memory, waiting this long for the guest.
-    Resize(ResizeRequest, Duration),
+    /// Change CPUs and memory, waiting this long for the guest; with what the backend makes of the definition, once it was
+    /// asked.
+    Resize(ResizeRequest, Duration, Option<Box<Preparation>>),
     /// Bring it down.
     Stop {
         /// How long a graceful stop may take; the config's where absent.
@@ -169,7 +172,7 @@ impl Engine {
     async fn execute(&self, mut operation: Operation, ask: &Ask, began: Instant) -> Result<OperationView, Failure> {
         let instance = operation.instance_id();
         let wait = match &ask.wish {
-            Wish::Resize(_, wait) | Wish::Undo(_, wait) => *wait,
+            Wish::Resize(_, wait, _) | Wish::Undo(_, wait) => *wait,
             Wish::Stop { .. } | Wish::Start | Wish::Prepare(..) => Duration::ZERO,
         };
         let backend = self.backend(instance.kind)?;
@@ -202,6 +205,7 @@ impl Engine {
         };
         if let Some(observed) = &observed {
             operation.note_stop(observed);
+            operation.note_restart(observed);
         }
         operation.elapsed_ms = millis(began.elapsed());
         let reply = self.end(&operation, ended, observed.as_ref()).await;
@@ -261,15 +265,21 @@ impl Engine {
         entries
     }
 
-    /// A prepare with what its backend makes of the saved definition; any other wish as it is.
+    /// A wish that needs another saved definition, with what its backend makes of that; any other wish as it is.
     async fn with_definition(&self, mut ask: Ask, seen: &Observed) -> Result<Ask, Problem> {
-        let Wish::Prepare(request, made) = &mut ask.wish else { return Ok(ask) };
-        let asked = {
+        let wanted = {
             let (book, settings) = (self.book(), self.settings());
-            with_inputs(&book, &settings, seen, |inputs| headroom(inputs, request))?.0
+            with_inputs(&book, &settings, seen, |inputs| match &ask.wish {
+                Wish::Prepare(request, _) => Ok(Some(Redefinition::Headroom(headroom(inputs, request)?.0))),
+                Wish::Resize(request, ..) => Ok::<_, Problem>(redefinition(inputs, request)),
+                Wish::Stop { .. } | Wish::Start | Wish::Undo(..) => Ok(None),
+            })?
+        };
+        let (Some(wanted), Wish::Prepare(_, made) | Wish::Resize(_, _, made)) = (wanted, &mut ask.wish) else {
+            return Ok(ask);
         };
         let backend = self.backend(seen.reference.kind())?;
-        *made = Some(Box::new(backend.prepare(&seen.reference, &Identity::of(seen), &asked).await?));
+        *made = Some(Box::new(backend.redefine(&seen.reference, &Identity::of(seen), &wanted).await?));
         Ok(ask)
     }
 
@@ -312,6 +322,9 @@ impl Engine {
         self.authorize(peer, ask.right, &observed, &ask.target)?;
         check_version(book, ask, &observed)?;
         let plan = plan_with(book, &self.settings(), ask, &observed)?;
+        if plan.restarts() {
+            self.authorize(peer, Right::Power, &observed, &ask.target)?;
+        }
         Ok((plan, observed))
     }
 
@@ -440,7 +453,7 @@ fn check_version(book: &Book, ask: &Ask, seen: &Observed) -> Result<(), Problem>
 
 fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Observed) -> Result<Plan, Problem> {
     with_inputs(book, settings, observed, |inputs| match &ask.wish {
-        Wish::Resize(request, _) => resize(inputs, request),
+        Wish::Resize(request, _, made) => resize(inputs, request, made.as_deref()),
         Wish::Stop { timeout, force } => stop(inputs, *timeout, *force),
         Wish::Start => start(inputs),
         Wish::Undo(operation, _) => undo(inputs, operation),

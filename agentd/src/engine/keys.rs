@@ -127,6 +127,7 @@ impl UnderWay {
                 Target::Bare(name) => name.clone(),
             },
             dry_run: ask.dry_run,
+            restart: false,
             elapsed_ms: 0,
             changes: Vec::new(),
             steps: Vec::new(),

@@ -177,6 +177,7 @@ impl Engine {
             };
             if let Some(observed) = &observed {
                 operation.note_stop(observed);
+                operation.note_restart(observed);
             }
             operation.elapsed_ms = operation.elapsed_ms.max(millis(since));
             let reply = self.end(&operation, ended, observed.as_ref()).await;

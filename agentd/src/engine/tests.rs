@@ -101,7 +101,7 @@ fn ask(wish: Wish) -> Ask {
 
 fn resize(body: &serde_json::Value, wait: Duration) -> Ask {
     let request: ResizeRequest = serde_json::from_value(body.clone()).unwrap();
-    ask(Wish::Resize(request, wait))
+    ask(Wish::Resize(request, wait, None))
 }
 
 async fn submit(engine: &Engine, ask: Ask) -> Result<OperationView, Failure> {
@@ -722,4 +722,129 @@ async fn what_is_told_of_a_change_before_anybody_knows_whether_its_caller_may_sh
     assert!(view.instance.is_none() && found.instance.is_none(), "{view:?} {found:?}");
     let refused = engine.reply(submitted).await.unwrap_err();
     assert_eq!(refused.problem.code, Code::Forbidden);
+}
+
+/// More than it can get live, allowed to restart for it.
+fn cold() -> serde_json::Value {
+    serde_json::json!({"cpus": 8, "memory": "6GiB", "cpu_limit": 1.5, "restart": "if-needed"})
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cant_be_had_live_is_had_by_a_restart_where_that_is_allowed() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let before = seen(&fake).await;
+    let refused = submit(&engine, resize(&serde_json::json!({"cpus": 8}), SHORT)).await.unwrap_err();
+    assert_eq!((refused.problem.code, refused.problem.code.exit()), (Code::RestartRequired, 9));
+    // Where it isn't needed there is none.
+    let live = serde_json::json!({"cpus": 3, "restart": "if-needed"});
+    assert_eq!(submit(&engine, resize(&live, SHORT)).await.unwrap().steps.len(), 2);
+    assert_eq!(seen(&fake).await.boot, before.boot);
+    let dry = submit(&engine, Ask { dry_run: true, ..resize(&cold(), SHORT) }).await.unwrap();
+    let steps: Vec<&str> = dry.steps.iter().map(|step| step.what.split_once(' ').unwrap().1).collect();
+    let expected = [
+        "shutdown (ACPI)",
+        "defineXML up to 8 vCPUs and 6 GiB",
+        "setVcpus saved 8",
+        "setSchedulerParameters saved global_quota 1.5",
+        "create",
+    ];
+    assert_eq!((steps, dry.restart), (expected.to_vec(), true));
+    assert_eq!(fake.verbs("web"), 0);
+    let view = submit(&engine, resize(&cold(), SHORT)).await.unwrap();
+    assert_eq!((view.outcome, fake.verbs("web")), (Outcome::Changed, 2));
+    let now = seen(&fake).await;
+    assert_ne!(now.boot, before.boot);
+    assert_eq!(
+        (now.cpus.observed, now.cpus.persistent, now.cpus.ceiling),
+        (Some(Limit::At(Cpus::whole(8))), Some(Limit::At(Cpus::whole(8))), Some(Cpus::whole(8)))
+    );
+    assert_eq!((now.memory.observed, now.memory.ceiling), (Some(Limit::At(ByteCount::mib(6144))), Some(ByteCount::mib(6144))));
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(8));
+    // Its size is taken back live as far as that goes.
+    let operation = engine.store().newest(Some("vm/web".into()), None, None, 1).await.unwrap().remove(0);
+    let view = submit(&engine, ask(Wish::Undo(Box::new(operation), SHORT))).await.unwrap();
+    assert_eq!((view.outcome, seen(&fake).await.cpus.observed), (Outcome::Changed, Some(Limit::At(Cpus::whole(3)))));
+    assert_eq!(seen(&fake).await.boot, now.boot);
+}
+
+/// Every step of a resize by restart, failing in every way that takes effect at once.
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_fails_at_any_step_leaves_it_running_as_it_was() {
+    for fault in ["fail", "fail-after", "lie", "unavailable"] {
+        for nth in 0..5 {
+            let faults = serde_json::json!([{"instance": "vm/web", "nth": nth, "fault": fault}]);
+            let (engine, fake) = engine(web(&faults), CONFIG);
+            let before = seen(&fake).await;
+            let ended = submit(&engine, resize(&cold(), SHORT)).await;
+            let now = seen(&fake).await;
+            let case = format!("{fault} at {nth}: {ended:?}");
+            assert_eq!(now.state, State::Running, "{case}");
+            assert!(engine.show(&peer(), &Target::Full(reference())).await.unwrap().holds.is_empty(), "{case}");
+            // An engine that says that it failed and has started it all the same.
+            if (fault, nth) == ("fail-after", 4) {
+                assert_eq!(ended.unwrap().outcome, Outcome::Changed);
+                continue;
+            }
+            let failure = ended.expect_err(&case);
+            assert_eq!(failure.operation.unwrap().outcome, Outcome::RolledBack, "{case}");
+            let sizes = |o: &Observed| (o.cpus.clone(), o.cpu_limit.clone(), o.memory.clone());
+            assert_eq!(sizes(&now), sizes(&before), "{case}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_go_down_is_switched_off_only_where_that_is_allowed() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["instances"][0]["stubborn"] = true.into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let before = seen(&fake).await;
+    let failure = submit(&engine, resize(&cold(), SHORT)).await.unwrap_err();
+    assert_eq!((failure.problem.code, failure.problem.code.exit()), (Code::GuestSilent, 8));
+    assert_eq!(seen(&fake).await, before);
+    let mut forced = cold();
+    forced["force"] = true.into();
+    let view = submit(&engine, resize(&forced, SHORT)).await.unwrap();
+    let states: Vec<StepState> = view.steps.iter().take(2).map(|step| step.state).collect();
+    assert_eq!((view.outcome, states), (Outcome::Changed, vec![StepState::Failed, StepState::Done]));
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(8))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_down_stays_down_and_what_contradicts_itself_is_refused() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["instances"][0]["stopped"] = true.into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let refused = submit(&engine, resize(&serde_json::json!({"cpus": 8}), SHORT)).await.unwrap_err();
+    assert_eq!(refused.problem.code, Code::Unsupported);
+    let view = submit(&engine, resize(&cold(), SHORT)).await.unwrap();
+    assert_eq!((view.outcome, fake.verbs("web"), view.restart), (Outcome::Changed, 0, false));
+    let now = seen(&fake).await;
+    assert_eq!((now.state, now.cpus.persistent), (State::Stopped, Some(Limit::At(Cpus::whole(8)))));
+    for (key, value) in [("apply", "live"), ("apply", "next-boot"), ("for", "2h"), ("restart", "never")] {
+        let mut body = cold();
+        (body["force"], body[key]) = (true.into(), value.into());
+        let refused = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+        assert_eq!(refused.problem.code, Code::InvalidRequest, "{key} {value}: {}", refused.problem);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_takes_the_right_to_it_and_the_room_for_it() {
+    let (engine, fake) = engine(web(&serde_json::json!([])), CONFIG);
+    let other = let_in(&engine, &[Right::Read, Right::Resize], "*");
+    let refused = engine.reply(engine.submit(other, resize(&cold(), SHORT), None).unwrap()).await.unwrap_err();
+    assert_eq!(refused.problem.code, Code::Forbidden);
+    let other = let_in(&engine, &[Right::Read, Right::Resize, Right::Power], "*");
+    let mut much = cold();
+    much["cpus"] = 4096.into();
+    for (config, code) in [("[scaling]\nmax_cpus = 6\n", Code::LimitExceeded), ("reserved_cpus = 8000\n", Code::CapacityExceeded)] {
+        let Settings { access, .. } = &*engine.settings();
+        let access = access.clone();
+        let config = Config::parse("test", &format!("{CONFIG}{config}")).unwrap();
+        engine.set_settings(Settings { config, access, host: HostCapacity { cpus: Cpus::whole(8192), ..HOST }, notes: Vec::new() });
+        let refused = engine.reply(engine.submit(other.clone(), resize(&much, SHORT), None).unwrap()).await.unwrap_err();
+        assert_eq!(refused.problem.code, code, "{}", refused.problem);
+    }
+    assert_eq!(fake.verbs("web"), 0);
 }

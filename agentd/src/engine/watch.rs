@@ -229,7 +229,7 @@ impl Engine {
             let Some(request) = back(moves, *side, observed.saved) else { continue };
             let ask = Ask {
                 target: Target::Full(reference.clone()),
-                wish: Wish::Resize(request, REPAIR_WAIT),
+                wish: Wish::Resize(request, REPAIR_WAIT, None),
                 right: Right::Resize,
                 dry_run: false,
                 // Who changed it on purpose meanwhile is not overruled.

@@ -253,7 +253,7 @@ async fn resize(
     let target = decode_path(path)?;
     let wait = duration("wait", body.value.wait.as_deref())?.unwrap_or(DEFAULT_WAIT);
     let dry_run = body.value.dry_run;
-    let wish = Wish::Resize(body.value, wait);
+    let wish = Wish::Resize(body.value, wait, None);
     change(engine, peer, right, target, wish, dry_run, &headers, "resize", &body.text).await
 }
 

@@ -10,7 +10,7 @@ use agentd_core::api::{Happening, HoldKind};
 use agentd_core::error::Code;
 use agentd_core::instance::{Kind, Observed, Ref, Target};
 use agentd_core::operation::{Operation, Outcome, StepState};
-use agentd_core::plan::{Aim, charge_of};
+use agentd_core::plan::{Action, Aim, charge_of};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 
 use super::world::{Said, Stats, World, peer};
@@ -170,8 +170,15 @@ fn verbs_are_done_once(world: &World, operations: &[Operation]) -> Result<(), St
     for name in &world.schedule.instances {
         let reference = format!("vm/{name}");
         let of_it = operations.iter().filter(|operation| operation.reference.as_str() == reference);
-        let steps = of_it.flat_map(|operation| &operation.steps).filter(|record| record.step.action.sets().is_none());
-        let begun = steps.filter(|record| !matches!(record.state, StepState::Planned | StepState::Skipped)).count();
+        let is_verb = |action: &Action| action.starts() || matches!(action, Action::Shutdown | Action::Kill);
+        let steps = of_it.flat_map(|operation| &operation.steps).filter(|record| is_verb(&record.step.action));
+        let begun = steps.map(|record| match record.state {
+            StepState::Planned | StepState::Skipped => 0,
+            // Taking it back is a verb of its own, and is gone on with in the next life.
+            StepState::Undoing | StepState::Undone | StepState::UndoFailed => 2 + world.schedule.ends.len(),
+            _ => 1,
+        });
+        let begun: usize = begun.sum();
         let asked = world.fake.verbs(name);
         if asked > begun {
             return Err(format!("{reference} was started or stopped {asked} times, and {begun} are on record"));

@@ -102,7 +102,7 @@ fn request(rng: &mut Rng, instances: &[String], caller: usize, n: usize) -> Requ
     let cpus = ["+1", "-1", "3", "4"][rng.index(4)];
     let memory = ["+512MiB", "-256MiB", "2GiB", "3GiB"][rng.index(4)];
     let cpu_limit = [json!(1.5), json!(2.5), json!("none")][rng.index(3)].clone();
-    let what = match rng.below(10) {
+    let what = match rng.below(11) {
         0 => What::Resize(json!({"cpus": cpus})),
         1 => What::Resize(json!({"memory": memory})),
         2 | 3 => What::Resize(json!({"cpus": cpus, "memory": memory})),
@@ -110,6 +110,9 @@ fn request(rng: &mut Rng, instances: &[String], caller: usize, n: usize) -> Requ
         6 => What::Stop { force: rng.chance(1, 2) },
         7 => What::Start,
         8 => What::Undo,
+        9 => What::Resize(
+            json!({"cpus": 10, "memory": memory, "restart": "if-needed", "force": rng.chance(1, 2)}),
+        ),
         _ => What::Resize(json!({"memory": memory, "apply": "next-boot"})),
     };
     Request {

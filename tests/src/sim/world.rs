@@ -294,7 +294,7 @@ impl World {
         let wait = Duration::from_millis(300);
         let (wish, right) = match &request.what {
             What::Resize(body) => match serde_json::from_value(body.clone()) {
-                Ok(request) => (Wish::Resize(request, wait), Right::Resize),
+                Ok(request) => (Wish::Resize(request, wait, None), Right::Resize),
                 Err(_) => return true,
             },
             What::Stop { force } => (Wish::Stop { timeout: None, force: *force }, Right::Power),

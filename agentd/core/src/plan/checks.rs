@@ -31,7 +31,7 @@ pub(super) fn check_switches(inputs: &Inputs<'_>, needed: &Needed) -> Result<(),
     able(inputs, Field::Memory, &observed.memory, needed.live.memory, needed.saved.memory)
 }
 
-fn able<T: Copy + PartialEq>(
+pub(super) fn able<T: Copy + PartialEq>(
     inputs: &Inputs<'_>,
     field: Field,
     reading: &Reading<T>,
@@ -226,22 +226,49 @@ pub(super) fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Prob
     Ok(wanted.max(now))
 }
 
-/// `[scaling]`, the host's own size, and what the instance can reach.
-pub(super) fn check_ceilings(inputs: &Inputs<'_>, targets: &Targets, needed: &Needed) -> Result<(), Problem> {
-    let observed = inputs.observed;
+/// Admits a restart with these targets. A start takes all that a balloon gives back only later, unless it `boots_anew`, with
+/// just what is asked for. What does not grow is always admitted.
+pub(super) fn admit_restart(inputs: &Inputs<'_>, targets: &Targets, boots_anew: bool) -> Result<Charge, Problem> {
+    let (observed, instance) = (inputs.observed, inputs.observed.instance_id());
+    let now = inputs.ledger.charge(&instance);
+    let (mut wanted, mut checked) = (admission::start_charge(observed, inputs.config), now);
+    if let Some(cpus) = targets.cpus.and_then(|aim| aim.requested.at()) {
+        (wanted.cpus, checked.cpus) = (cpus, cpus);
+    }
+    if let Some(Limit::At(memory)) = targets.memory.map(|aim| aim.requested) {
+        let boots_with = observed.demand.memory.and_then(Limit::at).filter(|_| !boots_anew);
+        wanted.memory = admission::charged_memory(observed, boots_with.unwrap_or(memory).max(memory), inputs.config);
+        if observed.memory.accepted.and_then(Limit::at).is_none_or(|now| memory > now) {
+            checked.memory = wanted.memory;
+        }
+    }
+    inputs.ledger.check(&instance, checked).map_err(|refused| admission::refusal(inputs, &refused, checked))?;
+    Ok(wanted.max(now))
+}
+
+/// `[scaling]` and the host's own size.
+pub(super) fn check_scaling(inputs: &Inputs<'_>, targets: &Targets) -> Result<(), Problem> {
     let scaling = &inputs.config.scaling;
-    if let Some(aim) = &targets.cpus
-        && needed.live.cpus.is_some()
-    {
+    if let Some(aim) = &targets.cpus {
         let most = scaling.max_cpus.or_host(inputs.host.cpus);
         at_most(inputs, "cpus", aim, most, "[scaling] max_cpus", "scaling.max_cpus".into())?;
     }
-    if let Some(aim) = &targets.memory
-        && needed.live.memory.is_some()
-    {
+    if let Some(aim) = &targets.memory {
         let most = scaling.max_memory.or_host(inputs.host.memory);
         at_most(inputs, "memory", aim, most, "[scaling] max_memory", "scaling.max_memory".into())?;
     }
+    Ok(())
+}
+
+/// What a live change may reach.
+pub(super) fn check_ceilings(inputs: &Inputs<'_>, targets: &Targets, needed: &Needed) -> Result<(), Problem> {
+    let observed = inputs.observed;
+    let live = Targets {
+        cpus: targets.cpus.filter(|_| needed.live.cpus.is_some()),
+        memory: targets.memory.filter(|_| needed.live.memory.is_some()),
+        cpu_limit: None,
+    };
+    check_scaling(inputs, &live)?;
     ceiling(observed, "cpus", &observed.cpus, needed.live.cpus, needed.saved.cpus)?;
     ceiling(observed, "cpu_limit", &observed.cpu_limit, needed.live.cpu_limit, needed.saved.cpu_limit)?;
     ceiling(observed, "memory", &observed.memory, needed.live.memory, needed.saved.memory)

@@ -9,6 +9,7 @@ mod parts;
 mod power;
 mod prepare;
 mod resize;
+mod restart;
 mod scalar;
 mod settle;
 mod steps;
@@ -26,7 +27,7 @@ pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use capabilities::capabilities;
 pub use power::{start, stop};
 pub use prepare::{Preparation, headroom, prepare};
-pub use resize::resize;
+pub use resize::{redefinition, resize};
 pub use settle::{Reached, may_be_ours, may_stand_unseen, overwritten, reached, same_cpu_time, unchanged_since};
 pub use undo::undo;
 pub use words::describe;
@@ -142,6 +143,20 @@ pub struct Headroom {
     pub memory: Option<ByteCount>,
 }
 
+/// What a VM's saved definition is to be changed to; an absent field stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redefinition {
+    /// Room for later growth without a restart, no more than this.
+    Headroom(Headroom),
+    /// What the next start is to have.
+    Boot {
+        /// A maximum of vCPUs that is at least this.
+        cpus: Option<Cpus>,
+        /// Exactly this much memory, what memory devices are to give at once included.
+        memory: Option<ByteCount>,
+    },
+}
+
 /// One atomic call to a backend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
@@ -176,6 +191,11 @@ pub enum Action {
     },
     /// Bring it up.
     Start,
+    /// Bring it up, so that it has what was saved for it.
+    Boot {
+        /// What it has then.
+        values: Values,
+    },
     /// Ask it to go down.
     Shutdown,
     /// Switch it off hard.
@@ -187,7 +207,7 @@ impl Action {
     pub const fn sets(&self) -> Option<(Scope, &Values)> {
         match self {
             Action::Set { scope, values } | Action::Restore { scope, values, .. } => Some((*scope, values)),
-            Action::Define { .. } | Action::Start | Action::Shutdown | Action::Kill => None,
+            Action::Define { .. } | Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => None,
         }
     }
 
@@ -202,6 +222,11 @@ impl Action {
     /// Whether it concerns one run of its instance.
     pub fn is_live(&self) -> bool {
         self.sets().is_some_and(|(scope, _)| scope != Scope::Saved)
+    }
+
+    /// Whether it brings its instance up.
+    pub const fn starts(&self) -> bool {
+        matches!(self, Action::Start | Action::Boot { .. })
     }
 }
 
@@ -388,6 +413,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether it takes its instance down and brings it up again.
+    pub fn restarts(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::Boot { .. }))
+    }
+
     /// A plan with nothing in it yet: no step, no charge.
     pub fn empty(reference: Ref, identity: Identity, verb: Verb) -> Self {
         Plan {

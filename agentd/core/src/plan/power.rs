@@ -8,9 +8,9 @@ use crate::error::{Code, Problem};
 use crate::instance::State;
 
 /// How long a start may take until the instance runs.
-const START_TIME: Duration = Duration::from_secs(30);
+pub(super) const START_TIME: Duration = Duration::from_secs(30);
 /// How long a hard stop may take until it is seen.
-const KILL_TIME: Duration = Duration::from_secs(15);
+pub(super) const KILL_TIME: Duration = Duration::from_secs(15);
 
 /// Brings an instance up.
 pub fn start(inputs: &Inputs<'_>) -> Result<Plan, Problem> {

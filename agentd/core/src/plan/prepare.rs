@@ -4,7 +4,7 @@
 use super::{Action, Headroom, Inputs, Plan, Settle, Step, UndoClass, Verb, describe};
 use crate::api::PrepareRequest;
 use crate::error::{Code, Problem};
-use crate::instance::{Kind, Saved};
+use crate::instance::{Kind, Ref, Saved};
 use crate::units::{ByteCount, Cpus};
 
 /// What a backend made of a definition.
@@ -22,6 +22,23 @@ pub struct Preparation {
     pub old: serde_json::Value,
     /// And of after.
     pub new: serde_json::Value,
+}
+
+impl Preparation {
+    /// The step that replaces the definition, with its way back.
+    pub(super) fn step(&self, reference: &Ref) -> Step {
+        let (old, new) = (self.old.clone(), self.new.clone());
+        let action = Action::Define { headroom: self.after, definition: new.clone(), before: old.clone() };
+        let undo = Action::Define { headroom: self.before, definition: old, before: new };
+        Step {
+            what: describe(reference, &action),
+            undo_what: Some(describe(reference, &undo)),
+            action,
+            undo: Some(undo),
+            class: UndoClass::Exact,
+            settle: Settle::AtOnce,
+        }
+    }
 }
 
 /// How much headroom is asked for: what the request names, else what `[scaling]` lets every VM grow to; never beyond that.
@@ -88,16 +105,7 @@ pub fn prepare(inputs: &Inputs<'_>, request: &PrepareRequest, made: &Preparation
     if observed.state.is_up() {
         plan.notes.push("it is there after the next boot".into());
     }
-    let action = Action::Define { headroom: made.after, definition: made.new.clone(), before: made.old.clone() };
-    let undo = Action::Define { headroom: made.before, definition: made.old.clone(), before: made.new.clone() };
-    plan.steps.push(Step {
-        what: describe(&observed.reference, &action),
-        undo_what: Some(describe(&observed.reference, &undo)),
-        action,
-        undo: Some(undo),
-        class: UndoClass::Exact,
-        settle: Settle::AtOnce,
-    });
+    plan.steps.push(made.step(&observed.reference));
     Ok(plan)
 }
 

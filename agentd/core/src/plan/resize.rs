@@ -8,18 +8,41 @@ use super::checks::{admit, check_bounds, check_ceilings, check_shrink, check_swi
 use super::scalar::Scalar;
 use super::settle::{cpus_rule, same_cpu_time};
 use super::steps::{make_one_way, steps};
-use super::{Action, Aim, Inputs, Plan, Scope, Targets, Values, Verb};
+use super::restart::{self, ByRestart};
+use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Scope, Targets, Values, Verb};
 use crate::api::{Apply, ResizeRequest, Restart};
 use crate::config::{display_duration, parse_duration};
 use crate::error::{Code, Numbers, Problem};
 use crate::instance::{Ability, Field, Kind, Observed, Parts, Reading, Saved, State};
 use crate::units::{Amount, ByteCount, Cpus, Limit};
 
-/// Plans a resize, or refuses it with the numbers.
-pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Problem> {
+/// Plans a resize, or refuses it with the numbers. `made` is what the backend made of the definition, where the resize needs
+/// another one, as [`redefinition`] told.
+pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest, made: Option<&Preparation>) -> Result<Plan, Problem> {
+    match way(inputs, request)? {
+        Way::Live(plan) => Ok(*plan),
+        Way::Restart(restart) => restart.plan(inputs, made),
+    }
+}
+
+/// What the definition has to be changed to first, where a resize needs that and may have it.
+pub fn redefinition(inputs: &Inputs<'_>, request: &ResizeRequest) -> Option<Redefinition> {
+    match way(inputs, request) {
+        Ok(Way::Restart(restart)) => restart.redefinition,
+        Ok(Way::Live(_)) | Err(_) => None,
+    }
+}
+
+/// How a resize goes.
+enum Way {
+    Live(Box<Plan>),
+    Restart(Box<ByRestart>),
+}
+
+fn way(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Way, Problem> {
     let observed = inputs.observed;
     let wanted = wanted(inputs, request)?;
-    not_built_yet(request)?;
+    refuse_contradictions(request)?;
     inputs.refuse_if_blocked()?;
     let mut plan = inputs.empty_plan(Verb::Resize);
     let lent = request.for_.as_deref().map(|text| lent(observed, request.apply, text)).transpose()?;
@@ -32,19 +55,25 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Plan, Prob
         memory: aim(inputs, Field::Memory, &observed.memory, wanted.memory, place, &mut plan.notes)?,
     };
     plan.targets = targets;
+    let unplanned = plan.clone();
     if let Some(aim) = &mut plan.targets.memory {
         in_blocks(observed, aim, &mut plan.notes);
     }
     if lent.is_some() {
         only_growth(observed, &plan.targets)?;
     }
-    let mut plan = complete(inputs, plan, place, |scope, values| Action::Set { scope, values })?;
+    let mut plan = match complete(inputs, plan, place, |scope, values| Action::Set { scope, values }) {
+        Err(refused) if request.restart == Restart::IfNeeded && restart::may_help(inputs, &refused) => {
+            return Ok(Way::Restart(Box::new(ByRestart::new(inputs, request, unplanned)?)));
+        }
+        planned => planned?,
+    };
     if let Some(lent) = lent.filter(|_| !plan.steps.is_empty()) {
         plan.lent_ms = Some(lent.lasts_ms);
         plan.notes
             .push(format!("it goes back by itself after {}", display_duration(Duration::from_millis(lent.lasts_ms))));
     }
-    Ok(plan)
+    Ok(Way::Live(Box::new(plan)))
 }
 
 /// For how long, and to where, something is lent.
@@ -130,16 +159,23 @@ pub(super) fn complete(
     Ok(plan)
 }
 
-/// What of the request's words has no code behind it in this version.
-fn not_built_yet(request: &ResizeRequest) -> Result<(), Problem> {
-    let (what, hint) = if request.restart == Restart::IfNeeded {
-        ("a resize by restart", "leave --restart out; --next-boot saves the change for the next start")
-    } else if request.force {
-        ("--force on a resize", "it belongs to --restart if-needed")
-    } else {
-        return Ok(());
-    };
-    Err(Problem::new(Code::Unsupported, format!("{what} is not supported by this version")).hint(hint))
+/// A restart ends what is not saved, and what is only saved needs none.
+fn refuse_contradictions(request: &ResizeRequest) -> Result<(), Problem> {
+    let invalid = |detail: &str, hint: &str| Err(Problem::new(Code::InvalidRequest, detail).hint(hint));
+    if request.restart == Restart::Never {
+        return match request.force {
+            true => invalid("force is about a restart, and none is allowed", "add --restart if-needed, or leave --force out"),
+            false => Ok(()),
+        };
+    }
+    match request.apply {
+        Some(Apply::Live) => invalid("what is changed only live does not outlive a restart", "leave --live-only or --restart out"),
+        Some(Apply::NextBoot) => invalid("what is changed only for the next boot needs no restart", "leave --next-boot or --restart out"),
+        Some(Apply::Both) | None if request.for_.is_some() => {
+            invalid("what is lent for a time does not outlive a restart", "leave --for or --restart out")
+        }
+        Some(Apply::Both) | None => Ok(()),
+    }
 }
 
 /// The request with a size expanded into its fields.
@@ -334,7 +370,7 @@ pub(super) struct Needed {
 }
 
 impl Needed {
-    fn of(targets: &Targets, observed: &Observed, place: Place) -> Self {
+    pub(super) fn of(targets: &Targets, observed: &Observed, place: Place) -> Self {
         fn live<T: Copy + PartialEq>(
             aim: Option<Aim<T>>,
             r: &Reading<T>,

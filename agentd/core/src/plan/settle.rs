@@ -61,6 +61,14 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
             State::Running => Reached::Yes,
             state => Reached::NotYet(format!("it is {state}")),
         },
+        Action::Boot { values } => {
+            let set = Action::Set { scope: Scope::Live, values: *values };
+            match (reached(&Action::Start, observed), reached(&set, observed)) {
+                (Reached::Yes, Reached::No(seen) | Reached::NotYet(seen)) => Reached::NotYet(seen),
+                (Reached::Yes, Reached::Yes) => Reached::Yes,
+                (down, _) => down,
+            }
+        }
         Action::Shutdown | Action::Kill => match observed.state {
             State::Stopped | State::Crashed => Reached::Yes,
             state => Reached::NotYet(format!("it is {state}")),

@@ -86,7 +86,7 @@ pub(super) fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Input
 
 pub(crate) fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
     let request: ResizeRequest = serde_json::from_value(body).unwrap();
-    with(observed, config, |inputs| resize(inputs, &request))
+    with(observed, config, |inputs| resize(inputs, &request, None))
 }
 
 pub(super) fn steps(plan: &Plan) -> Vec<&str> {
@@ -400,7 +400,7 @@ fn holds_and_switches_refuse() {
     with(&observed, "", |inputs| {
         let holds = [Hold { hold: HoldKind::NeedsAttention, reason: "half done".into() }];
         let held = Inputs { holds: &holds, ..*inputs };
-        assert_eq!(resize(&held, &request).unwrap_err().code, Code::Held);
+        assert_eq!(resize(&held, &request, None).unwrap_err().code, Code::Held);
         assert!(stop(&held, None, false).is_ok());
     });
     let config = "[[limit]]\nmatch = \"*\"\nlive = false\n";

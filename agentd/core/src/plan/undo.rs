@@ -47,7 +47,9 @@ pub fn undo(inputs: &Inputs<'_>, taken_back: &Operation) -> Result<Plan, Problem
         plan.notes.push(format!("nothing is left of operation {id}: what it changed has ended"));
     } else if plan.steps.is_empty() {
         plan.notes.push(format!("{reference} is already as it was before operation {id}"));
-    } else if let Some(record) = taken_back.steps.iter().find(|record| record.step.undo.is_none()) {
+    } else if let Some(record) =
+        taken_back.steps.iter().find(|record| record.step.undo.is_none() && !record.step.action.starts())
+    {
         return Err(Problem::new(
             Code::Unsupported,
             format!("operation {id} can't be taken back: nothing takes back `{}`", record.step.what),

@@ -16,12 +16,12 @@ pub fn describe(reference: &Ref, action: &Action) -> String {
     let call = match (kind, action) {
         (_, Action::Set { scope, values } | Action::Restore { scope, values, .. }) => set(reference, *scope, values),
         (_, Action::Define { headroom, .. }) => define(headroom),
-        (Kind::Vm, Action::Start) => "create".into(),
+        (Kind::Vm, Action::Start | Action::Boot { .. }) => "create".into(),
         (Kind::Vm, Action::Shutdown) => "shutdown (ACPI)".into(),
         (Kind::Vm, Action::Kill) => "destroy".into(),
         (Kind::Container, Action::Shutdown) => "kill (stop signal)".into(),
         (Kind::Container, Action::Kill) => "kill (SIGKILL)".into(),
-        (_, Action::Start) => "start".into(),
+        (_, Action::Start | Action::Boot { .. }) => "start".into(),
         (_, Action::Shutdown) => "stop".into(),
         (_, Action::Kill) => "kill".into(),
     };

@@ -246,7 +246,7 @@ impl Backend for Docker {
                 self.update(target, &identity.id, now.restore(&before, values)).await
             }
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
-            Action::Start => self.client.start(&identity.id).await,
+            Action::Start | Action::Boot { .. } => self.client.start(&identity.id).await,
             Action::Shutdown | Action::Kill if matches!(view::state(&found), State::Stopped | State::Crashed) => Ok(()),
             Action::Shutdown => {
                 check_boot(target, identity, &found)?;

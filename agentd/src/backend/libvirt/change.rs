@@ -2,7 +2,7 @@
 //! was meant before it touches anything.
 
 use agentd_core::operation::{Identity, same_boot};
-use agentd_core::plan::{Action, Headroom, Preparation, Scope, Values};
+use agentd_core::plan::{Action, Headroom, Preparation, Redefinition, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -10,7 +10,7 @@ use virt_sys as sys;
 
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
-use super::prepare::{Wish, prepare};
+use super::prepare::{Wish, boot_with, prepare};
 use super::xml::Definition;
 use super::xml::tree::parse;
 use super::{look, process, quota, reading, xml};
@@ -46,7 +46,7 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
         Action::Set { scope, values } => set(job, &domain, identity, *scope, values, None),
         Action::Restore { scope, values, native, .. } => set(job, &domain, identity, *scope, values, Some(native)),
         Action::Define { definition, before, .. } => define(job, &domain, definition, before),
-        Action::Start => {
+        Action::Start | Action::Boot { .. } => {
             job.about_to_change();
             domain.create()?;
             Ok(Done::Plain)
@@ -64,17 +64,23 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
     }
 }
 
-/// What becomes of its saved definition with headroom.
-pub(super) fn prepared(job: &Job<'_>, identity: &Identity, headroom: &Headroom) -> Result<Preparation, Fail> {
+/// What becomes of its saved definition.
+pub(super) fn redefined(job: &Job<'_>, identity: &Identity, wanted: &Redefinition) -> Result<Preparation, Fail> {
     let domain = job.connect.by_uuid(&identity.id)?;
     let old = domain.whole_xml()?;
-    let wish = Wish {
-        vcpus: headroom.cpus.and_then(Cpus::as_whole).and_then(|count| u32::try_from(count).ok()),
-        memory: headroom.memory.map(|memory| memory.bytes() >> 10),
-    };
-    let refused = |why: String| BackendError::Unsupported(format!("its definition can't be prepared: {why}"));
+    let refused = |why: String| BackendError::Unsupported(format!("its definition can't be changed: {why}"));
     let most = most_vcpus(job, &old);
-    let prepared = prepare(&old, wish, most).map_err(refused)?;
+    let vcpus = |cpus: Option<Cpus>| cpus.and_then(Cpus::as_whole).and_then(|count| u32::try_from(count).ok());
+    let kib = |memory: Option<ByteCount>| memory.map(|memory| memory.bytes() >> 10);
+    let prepared = match wanted {
+        Redefinition::Headroom(Headroom { cpus, memory }) => {
+            prepare(&old, Wish { vcpus: vcpus(*cpus), memory: kib(*memory) }, most)
+        }
+        Redefinition::Boot { cpus, memory } => {
+            boot_with(&old, Wish { vcpus: vcpus(*cpus), memory: kib(*memory) }, most)
+        }
+    };
+    let prepared = prepared.map_err(refused)?;
     let (before, after) = (xml::definition(&old).map_err(refused)?, xml::definition(&prepared.xml).map_err(refused)?);
     let native =
         Native { max_vcpus: Some(after.max_vcpus), memory: Some(reading::saved_ceiling(&after)), xml: prepared.xml };

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
-use agentd_core::plan::{Action, Headroom, Preparation, Scope, Values, describe};
+use agentd_core::plan::{Action, Preparation, Redefinition, Scope, Values, describe};
 use agentd_core::units::{ByteCount, Limit};
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -169,7 +169,7 @@ impl Backend for Libvirt {
         let what = format!("{} of {target}", describe(target, action));
         let (of, step) = (identity.clone(), action.clone());
         let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
-        let class = if *action == Action::Start { Class::Start } else { Class::Change };
+        let class = if action.starts() { Class::Start } else { Class::Change };
         let done = self.calls.run(class, &identity.id, &what, job).await?;
         let (uuid, boot) = (identity.id.as_str(), identity.boot.as_deref().unwrap_or_default());
         match done {
@@ -189,14 +189,14 @@ impl Backend for Libvirt {
         }
     }
 
-    async fn prepare(
+    async fn redefine(
         &self,
         target: &Ref,
         identity: &Identity,
-        headroom: &Headroom,
+        redefinition: &Redefinition,
     ) -> Result<Preparation, BackendError> {
-        let (of, headroom) = (identity.clone(), *headroom);
-        let job = move |job: &calls::Job<'_>| change::prepared(job, &of, &headroom);
+        let (of, redefinition) = (identity.clone(), *redefinition);
+        let job = move |job: &calls::Job<'_>| change::redefined(job, &of, &redefinition);
         self.calls.run(Class::Look, &identity.id, &format!("read the definition of {target}"), job).await
     }
 

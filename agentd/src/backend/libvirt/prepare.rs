@@ -35,21 +35,7 @@ pub(super) struct Prepared {
 /// Puts headroom into a definition, or says why that can't be done. `most_vcpus` is what the machine type takes.
 pub(super) fn prepare(xml: &str, wish: Wish, most_vcpus: Option<u32>) -> Result<Prepared, String> {
     let root = parse(xml)?;
-    if root.name != "domain" {
-        return Err(format!("its definition is a <{}>", root.name));
-    }
-    let kind = root.attribute(xml, "type").unwrap_or_default();
-    if !matches!(kind, "kvm" | "qemu") {
-        return Err(format!("it is a domain of type {kind:?}; only those of QEMU can be prepared"));
-    }
-    let mut work = Work {
-        xml,
-        root: &root,
-        now: xml::definition(xml)?,
-        edits: Edits::default(),
-        changes: Vec::new(),
-        notes: Vec::new(),
-    };
+    let mut work = Work::new(xml, &root)?;
     let vcpus = match wish.vcpus {
         Some(wanted) => work.vcpus(wanted, most_vcpus)?,
         None => work.now.max_vcpus,
@@ -57,8 +43,22 @@ pub(super) fn prepare(xml: &str, wish: Wish, most_vcpus: Option<u32>) -> Result<
     if let Some(wanted) = wish.memory {
         work.memory(wanted, vcpus)?;
     }
-    let Work { edits, changes, notes, .. } = work;
-    Ok(Prepared { xml: edits.apply(xml), changes, notes })
+    Ok(work.done())
+}
+
+/// Makes a definition boot with that much memory, what memory devices are to give at once included, and lets it have at
+/// least so many vCPUs; or says why that can't be done.
+pub(super) fn boot_with(xml: &str, wish: Wish, most_vcpus: Option<u32>) -> Result<Prepared, String> {
+    let root = parse(xml)?;
+    let mut work = Work::new(xml, &root)?;
+    if let Some(wanted) = wish.vcpus {
+        let whole = work.whole_sockets(wanted)?;
+        work.vcpus(whole, most_vcpus)?;
+    }
+    if let Some(wanted) = wish.memory {
+        work.boot_memory(wanted)?;
+    }
+    Ok(work.done())
 }
 
 struct Work<'a> {
@@ -71,6 +71,22 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
+    fn new(xml: &'a str, root: &'a Element) -> Result<Self, String> {
+        if root.name != "domain" {
+            return Err(format!("its definition is a <{}>", root.name));
+        }
+        let kind = root.attribute(xml, "type").unwrap_or_default();
+        if !matches!(kind, "kvm" | "qemu") {
+            return Err(format!("it is a domain of type {kind:?}; only those of QEMU are understood"));
+        }
+        let now = xml::definition(xml)?;
+        Ok(Work { xml, root, now, edits: Edits::default(), changes: Vec::new(), notes: Vec::new() })
+    }
+
+    fn done(self) -> Prepared {
+        Prepared { xml: self.edits.apply(self.xml), changes: self.changes, notes: self.notes }
+    }
+
     fn at(&self, path: &[&str]) -> Option<&'a Element> {
         path.iter().try_fold(self.root, |element, name| element.child(name))
     }
@@ -83,6 +99,65 @@ impl<'a> Work<'a> {
         self.at(&["os", "type"]).and_then(|os| os.attribute(self.xml, "machine")).unwrap_or_default()
     }
 
+    /// Its CPU topology, with the vCPUs of one socket.
+    fn topology(&self) -> Result<Option<(&'a Element, u32)>, String> {
+        let Some(topology) = self.at(&["cpu", "topology"]) else { return Ok(None) };
+        let mut socket = 1_u32;
+        for name in ["dies", "clusters", "cores", "threads"] {
+            let part = topology.attribute(self.xml, name).map_or(Ok(1), str::parse::<u32>);
+            let whole = part.ok().filter(|part| *part > 0).and_then(|part| socket.checked_mul(part));
+            socket = whole.ok_or("its CPU topology can't be read")?;
+        }
+        Ok(Some((topology, socket)))
+    }
+
+    /// The next number of vCPUs that fills its sockets.
+    fn whole_sockets(&self, vcpus: u32) -> Result<u32, String> {
+        let socket = self.topology()?.map_or(1, |(_, socket)| socket);
+        vcpus.checked_next_multiple_of(socket).ok_or_else(|| format!("{vcpus} vCPUs are more than any machine has"))
+    }
+
+    /// Changes what it boots with. Its memory devices stay as they are.
+    fn boot_memory(&mut self, wanted: u64) -> Result<(), String> {
+        let (xml, now) = (self.xml, &self.now);
+        let base = wanted.checked_sub(now.device_requested).filter(|base| *base > 0).ok_or_else(|| {
+            format!("its memory devices alone give it {} MiB", now.device_requested >> 10)
+        })?;
+        let (old, total) = (now.memory.saturating_sub(now.device_size), base + now.device_size);
+        // What the balloon leaves; the devices come on top.
+        let current = base;
+        if let Some(numa) = self.at(&["cpu", "numa"]) {
+            let cells: Vec<&Element> = numa.all("cell").collect();
+            let [cell] = &cells[..] else {
+                return Err(format!("its memory is in {} NUMA cells, and which of them is to change is not known", cells.len()));
+            };
+            self.edits.set_attribute(cell, "memory", &base.to_string());
+            self.edits.set_attribute(cell, "unit", "KiB");
+            self.changes.push(format!("<cell>: {} → {} MiB", old >> 10, base >> 10));
+        }
+        let all = self.at(&["memory"]).ok_or("it names no memory")?;
+        self.edits.set_text(xml, all, &total.to_string());
+        self.edits.set_attribute(all, "unit", "KiB");
+        match self.at(&["currentMemory"]) {
+            Some(element) => {
+                self.edits.set_text(xml, element, &current.to_string());
+                self.edits.set_attribute(element, "unit", "KiB");
+            }
+            None => {
+                self.edits.insert_after(xml, all, &format!("<currentMemory unit='KiB'>{current}</currentMemory>"));
+            }
+        }
+        self.changes.push(format!("<memory>: {} → {} MiB", old >> 10, base >> 10));
+        if let Some(room) = self.at(&["maxMemory"])
+            && xml::kib(room.text(xml), room.attribute(xml, "unit"))? < total
+        {
+            self.edits.set_text(xml, room, &total.to_string());
+            self.edits.set_attribute(room, "unit", "KiB");
+            self.changes.push(format!("<maxMemory>: {} MiB", total >> 10));
+        }
+        Ok(())
+    }
+
     /// Raises the maximum of vCPUs; those that the next start has stay as they are.
     fn vcpus(&mut self, wanted: u32, most: Option<u32>) -> Result<u32, String> {
         let (xml, now) = (self.xml, self.now.max_vcpus);
@@ -91,15 +166,7 @@ impl<'a> Work<'a> {
         if max < wanted {
             self.notes.push(format!("{wanted} vCPUs are more than its machine type takes: {most}"));
         }
-        let topology = self.at(&["cpu", "topology"]);
-        if let Some(topology) = topology {
-            let of = |name: &str| topology.attribute(xml, name).map_or(Ok(1), str::parse::<u32>);
-            let number = |name: &str| of(name).ok().filter(|n| *n > 0).ok_or("its CPU topology can't be read");
-            let parts = [number("dies")?, number("clusters")?, number("cores")?, number("threads")?];
-            let socket = parts
-                .iter()
-                .try_fold(1_u32, |all, part| all.checked_mul(*part))
-                .ok_or("its CPU topology can't be read")?;
+        if let Some((topology, socket)) = self.topology()? {
             let whole = max - max % socket;
             if whole != max && whole > now {
                 self.notes.push(format!("{max} vCPUs don't fill its sockets of {socket}: {whole} do"));

@@ -285,7 +285,7 @@ impl Backend for Units {
                 check_boot(target, identity, &unit)?;
                 self.restore(&unit, *scope, values, native).await
             }
-            Action::Start if is_service => self.bus.start(&unit.id).await,
+            Action::Start | Action::Boot { .. } if is_service => self.bus.start(&unit.id).await,
             Action::Shutdown | Action::Kill if matches!(unit.state(), State::Stopped | State::Crashed) => Ok(()),
             Action::Shutdown if is_service => {
                 check_boot(target, identity, &unit)?;
@@ -298,7 +298,7 @@ impl Backend for Units {
                 self.bus.kill(&unit.id).await
             }
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
-            Action::Start | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(format!(
+            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(format!(
                 "{target} is no service: it is neither started nor stopped here"
             ))),
         }

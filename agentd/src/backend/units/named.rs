@@ -111,7 +111,7 @@ pub(super) fn apply(
     let (values, native) = match action {
         Action::Set { values, .. } => (values, None),
         Action::Restore { values, native, .. } => (values, Some(native)),
-        Action::Define { .. } | Action::Start | Action::Shutdown | Action::Kill => {
+        Action::Define { .. } | Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => {
             return Err(BackendError::Unsupported(format!("{target} is a cgroup: it is neither started nor stopped")));
         }
     };
