@@ -280,11 +280,14 @@ impl<'a> Executor<'a> {
             matches!(record.state, StepState::Undoing | StepState::Undone | StepState::UndoFailed)
                 || (record.state == StepState::Failed && record.step.action != Action::Shutdown)
         });
-        let mut down = false;
+        let (mut down, identity) = (false, self.operation.identity.clone());
+        let boots_anew = observed.state.is_up() && !same_boot(identity.boot.as_deref(), observed.boot.as_deref());
         for index in 0..self.operation.steps.len() {
             let StepRecord { step, state, .. } = self.operation.steps[index].clone();
             let takes_down = matches!(step.action, Action::Shutdown | Action::Kill);
             let end = match state {
+                // It was down, and is up again: with its host, or by somebody else.
+                StepState::Doing if takes_down && boots_anew => StepState::Done,
                 StepState::Doing => {
                     let time = if let Settle::Within(time) = step.settle { time } else { GRACE };
                     match self.settle(&step.action, Instant::now() + time.saturating_sub(since)).await {
@@ -297,12 +300,14 @@ impl<'a> Executor<'a> {
                     }
                 }
                 // What an exact step did is on no record, and can be told from what is seen.
-                StepState::Planned if down && !step.is_marked() && reached(&step.action, observed) == Reached::Yes => {
+                StepState::Planned if !step.is_marked() && reached(&step.action, observed) == Reached::Yes => {
                     self.advance(index, StepState::Doing, None);
                     StepState::Done
                 }
                 StepState::Done => {
                     down |= takes_down;
+                    // Taking back what is exact is on no record either.
+                    goes_back |= !step.is_marked() && reached(&step.action, observed) != Reached::Yes;
                     continue;
                 }
                 _ => continue,
@@ -339,7 +344,7 @@ impl<'a> Executor<'a> {
                 return if down { StepEnd::Done } else { StepEnd::Abandoned(why) };
             }
             // It is up with what it was to have, whoever has started it.
-            Err(BackendError::Failed(_))
+            Err(_)
                 if matches!(action, Action::Boot { .. })
                     && matches!(self.settle(&action, began).await, Settled::Reached) =>
             {
@@ -541,7 +546,7 @@ impl<'a> Executor<'a> {
                 matches!(record.step.action, Action::Shutdown | Action::Kill) && record.state == StepState::Undone
             };
             if self.operation.steps.iter().any(restarted) {
-                self.operation.notes.push("it was started again as it was before".into());
+                cause.detail = format!("{}; {} runs again as it was before", cause.detail, self.operation.reference);
             }
             self.operation.fail(if gone { Outcome::Abandoned } else { Outcome::RolledBack }, &cause);
             return Ended { problem: Some(cause), hold: None };
@@ -587,8 +592,9 @@ impl<'a> Executor<'a> {
             return Err(Stuck::Gone);
         }
         let Some(undo) = step.undo.clone() else {
-            // A step that failed and shows no effect needs no way back.
-            let nothing = is_failed && !matches!(reached(&step.action, &observed), Reached::Yes);
+            // A step that failed and shows no effect needs no way back; nor does a start of what runs as it did before.
+            let nothing =
+                (is_failed || step.action.starts()) && !matches!(reached(&step.action, &observed), Reached::Yes);
             return if nothing { Ok(()) } else { Err(Stuck::Left(format!("{what} can't be taken back"))) };
         };
         let stands_unseen = self.recovering && may_stand_unseen(&step.action, &observed);

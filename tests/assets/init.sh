@@ -5,10 +5,12 @@
 #   sticky      the guest never gives a CPU up
 #   burn        a busy loop in the background, whose rounds a second are printed: the proof of a CPU time limit
 #   passive     hot-added CPUs are left offline: present is not online
+#   agent       QEMU's guest agent, where the domain has its channel
+#   acpid       the power button switches it off
 # shellcheck shell=dash disable=SC2086
 /bin/busybox mkdir -p /proc /sys /dev /run
 /bin/busybox --install -s /bin
-export PATH=/bin
+export PATH=/bin:/usr/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -24,6 +26,26 @@ for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev vir
   # Some kernels have one or the other built in.
   [ ! -e /modules/$module.ko ] || insmod /modules/$module.ko
 done
+
+if flag acpid; then
+  insmod /modules/button.ko
+  insmod /modules/evdev.ko
+  # Nobody types here: whatever is pressed is the power button.
+  for input in /dev/input/event*; do
+    (
+      dd if=$input bs=24 count=1 of=/dev/null 2>/dev/null
+      echo "POWER BUTTON"
+      poweroff -f
+    ) &
+  done
+fi
+
+if flag agent; then
+  [ ! -e /modules/virtio_console.ko ] || insmod /modules/virtio_console.ko
+  for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port"/name)" != org.qemu.guest_agent.0 ] || qemu-ga -m virtio-serial -p "/dev/${port##*/}" -t /run &
+  done
+fi
 
 if flag sticky; then
   # The kernel then answers an eject request with "not supported" and keeps the CPU.

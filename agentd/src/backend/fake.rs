@@ -556,8 +556,7 @@ impl Backend for Fake {
             }
             Redefinition::Boot { cpus, memory } => {
                 new.max_cpus = cpus.unwrap_or(old.max_cpus).max(old.max_cpus);
-                (new.max_memory, new.memory) =
-                    memory.map_or((old.max_memory, old.memory), |memory| (memory, memory));
+                (new.max_memory, new.memory) = memory.map_or((old.max_memory, old.memory), |memory| (memory, memory));
             }
         }
         let value = |definition: Definition| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref};
 use agentd_core::operation::Identity;
-use agentd_core::plan::{Action, Redefinition, Preparation};
+use agentd_core::plan::{Action, Preparation, Redefinition};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 

@@ -758,7 +758,10 @@ async fn what_cant_be_had_live_is_had_by_a_restart_where_that_is_allowed() {
         (now.cpus.observed, now.cpus.persistent, now.cpus.ceiling),
         (Some(Limit::At(Cpus::whole(8))), Some(Limit::At(Cpus::whole(8))), Some(Cpus::whole(8)))
     );
-    assert_eq!((now.memory.observed, now.memory.ceiling), (Some(Limit::At(ByteCount::mib(6144))), Some(ByteCount::mib(6144))));
+    assert_eq!(
+        (now.memory.observed, now.memory.ceiling),
+        (Some(Limit::At(ByteCount::mib(6144))), Some(ByteCount::mib(6144)))
+    );
     assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(8));
     // Its size is taken back live as far as that goes.
     let operation = engine.store().newest(Some("vm/web".into()), None, None, 1).await.unwrap().remove(0);
@@ -838,12 +841,20 @@ async fn a_restart_takes_the_right_to_it_and_the_room_for_it() {
     let other = let_in(&engine, &[Right::Read, Right::Resize, Right::Power], "*");
     let mut much = cold();
     much["cpus"] = 4096.into();
-    for (config, code) in [("[scaling]\nmax_cpus = 6\n", Code::LimitExceeded), ("reserved_cpus = 8000\n", Code::CapacityExceeded)] {
+    for (config, code) in
+        [("[scaling]\nmax_cpus = 6\n", Code::LimitExceeded), ("reserved_cpus = 8000\n", Code::CapacityExceeded)]
+    {
         let Settings { access, .. } = &*engine.settings();
         let access = access.clone();
         let config = Config::parse("test", &format!("{CONFIG}{config}")).unwrap();
-        engine.set_settings(Settings { config, access, host: HostCapacity { cpus: Cpus::whole(8192), ..HOST }, notes: Vec::new() });
-        let refused = engine.reply(engine.submit(other.clone(), resize(&much, SHORT), None).unwrap()).await.unwrap_err();
+        engine.set_settings(Settings {
+            config,
+            access,
+            host: HostCapacity { cpus: Cpus::whole(8192), ..HOST },
+            notes: Vec::new(),
+        });
+        let refused =
+            engine.reply(engine.submit(other.clone(), resize(&much, SHORT), None).unwrap()).await.unwrap_err();
         assert_eq!(refused.problem.code, code, "{}", refused.problem);
     }
     assert_eq!(fake.verbs("web"), 0);

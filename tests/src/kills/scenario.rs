@@ -117,6 +117,12 @@ fn grown() -> Value {
     json!({"cpus": 4, "memory": "2GiB", "cpu_limit": 1.5, "wait": "200ms"})
 }
 
+/// More than it can get live. Five calls: down, its definition, saved vCPUs and CPU limit, up; with force one more where it
+/// does not go down.
+fn beyond(force: bool) -> Value {
+    json!({"cpus": 12, "memory": "12GiB", "cpu_limit": 1.5, "wait": "200ms", "restart": "if-needed", "force": force})
+}
+
 /// All of them. A growth of all fields makes six calls: saved vCPUs, CPU limit and memory, then live CPU limit, memory and
 /// vCPUs; those that follow take it back.
 pub fn all() -> Vec<Scenario> {
@@ -152,6 +158,16 @@ pub fn all() -> Vec<Scenario> {
         Scenario::new("start that is done and hangs", alone(Ask::verb("start", json!({}))))
             .web("stopped", json!(true))
             .faults(&[(0, "hang-after")]),
+        Scenario::new("restart", alone(Ask::resize("web", beyond(false)))),
+        Scenario::new("restart of one that ignores it", alone(Ask::resize("web", beyond(false))))
+            .web("stubborn", json!(true)),
+        Scenario::new("hard restart", alone(Ask::resize("web", beyond(true)))).web("stubborn", json!(true)),
+        Scenario::new("restart whose definition fails", alone(Ask::resize("web", beyond(true)))).faults(&[(1, "fail")]),
+        Scenario::new("restart whose start fails", alone(Ask::resize("web", beyond(false)))).faults(&[(4, "fail")]),
+        Scenario::new("restart that hangs on its way down", alone(Ask::resize("web", beyond(false))))
+            .faults(&[(0, "hang-after")]),
+        Scenario::new("restart that hangs on its way up", alone(Ask::resize("web", beyond(false))))
+            .faults(&[(4, "hang-after")]),
         Scenario::new("undo", alone(Ask::undo_of(0))).after(vec![Ask::resize("web", grown())]),
         Scenario::new("undo whose step fails", alone(Ask::undo_of(0)))
             .after(vec![Ask::resize("web", grown())])

@@ -109,6 +109,9 @@ fn expected(scenario: &Scenario, record: &Record) -> Result<BTreeMap<String, Mac
                         machine.live[field] = change["requested"].clone();
                     }
                 }
+                if operation["restart"] == true {
+                    machine.live = machine.saved.clone();
+                }
             }
             other => bail!("an operation {other:?}"),
         }
@@ -135,9 +138,9 @@ fn each_is_accounted_for(scenario: &Scenario, record: &Record) -> Result<()> {
             operation["steps"].as_array().into_iter().flatten().filter_map(|step| step["state"].as_str()).collect();
         let resizes = matches!(operation["verb"].as_str(), Some("resize" | "undo"));
         let fits: &[&str] = match outcome {
-            "changed" | "pending" if resizes => &["done", "pending"],
+            "changed" | "pending" if resizes && operation["restart"] == false => &["done", "pending"],
             "changed" | "pending" => &["done", "pending", "failed", "skipped"],
-            "rolled-back" if resizes => &["planned", "failed", "undone"],
+            "rolled-back" if resizes => &["planned", "failed", "undone", "skipped"],
             "rolled-back" => &["planned", "failed", "skipped"],
             "partial" if scenario.may_be_partial => &["planned", "done", "pending", "failed", "undone", "undo-failed"],
             "refused" | "unchanged" => &[],

@@ -17,6 +17,7 @@ pub struct Domain {
     stats_period: Option<u32>,
     autodeflate: bool,
     virtio_mem: Option<(u32, u32)>,
+    extra: (String, String),
     flags: Vec<String>,
 }
 
@@ -32,6 +33,7 @@ impl Domain {
             stats_period: Some(1),
             autodeflate: false,
             virtio_mem: None,
+            extra: Default::default(),
             flags: Vec::new(),
         }
     }
@@ -78,8 +80,23 @@ impl Domain {
         self
     }
 
-    /// A word for the guest's init (see `assets/init.sh`): `burn`, `noballoon`, `sticky`, `passive`, or one for its
-    /// kernel.
+    /// Gives it QEMU's guest agent.
+    #[must_use]
+    pub fn agent(mut self) -> Self {
+        self.extra.1.push_str("<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>");
+        self.flag("agent")
+    }
+
+    /// More of its definition: elements of the domain itself and of its devices.
+    #[must_use]
+    pub fn with(mut self, domain: &str, devices: &str) -> Self {
+        self.extra.0.push_str(domain);
+        self.extra.1.push_str(devices);
+        self
+    }
+
+    /// A word for the guest's init (see `assets/init.sh`): `burn`, `noballoon`, `sticky`, `passive`, `agent`,
+    /// `acpid`, or one for its kernel.
     #[must_use]
     pub fn flag(mut self, word: &str) -> Self {
         self.flags.push(word.to_owned());
@@ -89,7 +106,10 @@ impl Domain {
     /// The domain's XML.
     pub fn xml(&self, image: &GuestImage) -> String {
         let Self { name, vcpus: (vcpus, max_vcpus), memory: (current, max), .. } = self;
-        let mut xml = format!("<domain type='qemu'><name>{name}</name>");
+        let (more, devices) = &self.extra;
+        let mut xml = format!(
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>{name}</name>{more}"
+        );
         // A virtio-mem device needs a NUMA node to belong to; without one, the plain form is the more usual.
         if let Some((size, _)) = self.virtio_mem {
             let total = max + size;
@@ -129,7 +149,7 @@ impl Domain {
                  <block unit='MiB'>2</block><requested unit='MiB'>{requested}</requested></target></memory>"
             );
         }
-        xml.push_str("</devices></domain>");
+        let _ = write!(xml, "{devices}</devices></domain>");
         xml
     }
 

@@ -1,5 +1,5 @@
-//! The tiny guest: Debian's cloud kernel and an initramfs of busybox, a few virtio modules and `assets/init.sh`.
-//! Built once and kept under `tests/.cache`, by kernel version and by the content of the init.
+//! The tiny guest: Debian's cloud kernel and an initramfs of busybox, QEMU's guest agent, a few modules and `assets/init.sh`.
+//! Built once and kept under `tests/.cache`, by kernel version, modules and the content of the init.
 
 use std::{
     fs::{self, File},
@@ -16,15 +16,30 @@ use super::stdout_of;
 const INIT: &str = include_str!("../../assets/init.sh");
 
 /// The modules that the init loads; what the kernel has built in isn't there as a file.
-const MODULES: [&str; 7] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_balloon",
-    "virtio_mem",
+const MODULES: [&str; 10] = [
+    "virtio/virtio_ring",
+    "virtio/virtio",
+    "virtio/virtio_pci_legacy_dev",
+    "virtio/virtio_pci_modern_dev",
+    "virtio/virtio_pci",
+    "virtio/virtio_balloon",
+    "virtio/virtio_mem",
+    "char/virtio_console",
+    "acpi/button",
+    "input/evdev",
 ];
+
+/// QEMU's guest agent, as its package has it.
+const AGENT: &str = "/usr/sbin/qemu-ga";
+
+/// The file of a module: where it is below the kernel's drivers, and what it is called.
+fn modules() -> impl Iterator<Item = (PathBuf, String)> {
+    MODULES.into_iter().map(|path| {
+        let file = PathBuf::from(format!("{path}.ko"));
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (file, name)
+    })
+}
 
 /// Kernel and initramfs of the lab's guest, as files to boot directly.
 #[derive(Debug, Clone)]
@@ -47,10 +62,11 @@ impl GuestImage {
         lock.lock()?; // test binaries run side by side; released with the file
         let kernel = kernel_package(&cache)?;
         let mut hasher = DefaultHasher::new();
-        INIT.hash(&mut hasher);
+        (INIT, MODULES).hash(&mut hasher);
         let folder = cache.join(&kernel);
         let vmlinuz = folder.join("vmlinuz");
-        if !vmlinuz.exists() {
+        let fetched = fs::read_to_string(folder.join("modules")).unwrap_or_default();
+        if !vmlinuz.exists() || fetched != MODULES.join("\n") {
             fetch_kernel(&kernel, &folder).with_context(|| format!("cannot fetch {kernel}"))?;
         }
         let initrd = folder.join(format!("initrd-{:016x}", hasher.finish()));
@@ -92,18 +108,19 @@ fn fetch_kernel(package: &str, folder: &Path) -> Result<()> {
     stdout_of(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
     let release = package.trim_start_matches("linux-image-");
     fs::copy(tree.join("boot").join(format!("vmlinuz-{release}")), done.join("vmlinuz"))?;
-    let virtio = tree.join("lib/modules").join(release).join("kernel/drivers/virtio");
-    for module in MODULES.map(|name| format!("{name}.ko")) {
-        let file = virtio.join(&module);
+    let drivers = tree.join("lib/modules").join(release).join("kernel/drivers");
+    for (module, name) in modules() {
+        let file = drivers.join(module);
         if file.exists() {
-            fs::copy(file, done.join(module))?;
+            fs::copy(file, done.join(name))?;
         }
     }
+    fs::write(done.join("modules"), MODULES.join("\n"))?;
     fs::rename(&done, folder)?; // whole or not at all
     Ok(())
 }
 
-/// Packs busybox, the modules and the init.
+/// Packs busybox, the guest agent with its libraries, the modules and the init.
 fn build_initrd(folder: &Path, initrd: &Path) -> Result<()> {
     let temp = tempfile::tempdir_in(folder)?;
     let root = temp.path().join("root");
@@ -111,11 +128,18 @@ fn build_initrd(folder: &Path, initrd: &Path) -> Result<()> {
     fs::create_dir(root.join("modules"))?;
     fs::copy("/bin/busybox", root.join("bin/busybox")).context("busybox-static is not installed")?;
     symlink("busybox", root.join("bin/sh"))?;
-    for module in MODULES.map(|name| format!("{name}.ko")) {
-        let file = folder.join(&module);
+    for (_, name) in modules() {
+        let file = folder.join(&name);
         if file.exists() {
-            fs::copy(file, root.join("modules").join(module))?;
+            fs::copy(file, root.join("modules").join(name))?;
         }
+    }
+    let needed = stdout_of(Command::new("ldd").arg(AGENT)).context("qemu-guest-agent is not installed")?;
+    let libraries = needed.split_whitespace().filter(|word| word.starts_with('/'));
+    for file in libraries.chain([AGENT]) {
+        let to = root.join(file.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().context("a file in a folder")?)?;
+        fs::copy(file, to)?;
     }
     fs::write(root.join("init"), INIT)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;

@@ -135,7 +135,13 @@ impl Disk {
     /// Whether the power went as [`crash_at`](Self::crash_at) had asked for.
     #[must_use]
     pub fn is_down(&self) -> bool {
-        !self.shared.model().powered
+        !self.has_power()()
+    }
+
+    /// Asks whether there is power, also of who doesn't have the disk at hand.
+    pub fn has_power(&self) -> impl Fn() -> bool + use<> {
+        let shared = self.shared.clone();
+        move || shared.model().powered
     }
 
     /// Brings the power back after [`crash_at`](Self::crash_at). A crash like any other: where the power hasn't gone

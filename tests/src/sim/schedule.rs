@@ -110,9 +110,7 @@ fn request(rng: &mut Rng, instances: &[String], caller: usize, n: usize) -> Requ
         6 => What::Stop { force: rng.chance(1, 2) },
         7 => What::Start,
         8 => What::Undo,
-        9 => What::Resize(
-            json!({"cpus": 10, "memory": memory, "restart": "if-needed", "force": rng.chance(1, 2)}),
-        ),
+        9 => What::Resize(json!({"cpus": 10, "memory": memory, "restart": "if-needed", "force": rng.chance(1, 2)})),
         _ => What::Resize(json!({"memory": memory, "apply": "next-boot"})),
     };
     Request {

@@ -190,12 +190,17 @@ impl World {
         // After a power cut everything runs with what is saved, which nobody has admitted to run.
         let watched = !self.schedule.meddling && !self.schedule.restarting && !self.power_was_cut.get();
         let most = Cpus::whole(u32::try_from(self.schedule.cpus).unwrap_or(u32::MAX).max(self.start_cpus()));
-        let (mut reached, aloud) = (0, self.aloud);
+        let (mut reached, aloud, has_power) = (0, self.aloud, self.disk.has_power());
         hook(Some(Box::new(move |place| {
             if place == "defect" {
                 passed.borrow_mut().get_or_insert("a step took a way that there is none".into());
             }
             reached += 1;
+            // A host without power does nothing more.
+            if !has_power() {
+                died.notify_one();
+                return Fate::Die;
+            }
             if watched && let Some(over) = check::over_cap(&fake, most) {
                 passed.borrow_mut().get_or_insert(format!("{over} at {place}"));
             }

@@ -5,10 +5,10 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use super::checks::{admit, check_bounds, check_ceilings, check_shrink, check_switches};
+use super::restart::{self, ByRestart};
 use super::scalar::Scalar;
 use super::settle::{cpus_rule, same_cpu_time};
 use super::steps::{make_one_way, steps};
-use super::restart::{self, ByRestart};
 use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Scope, Targets, Values, Verb};
 use crate::api::{Apply, ResizeRequest, Restart};
 use crate::config::{display_duration, parse_duration};
@@ -164,13 +164,20 @@ fn refuse_contradictions(request: &ResizeRequest) -> Result<(), Problem> {
     let invalid = |detail: &str, hint: &str| Err(Problem::new(Code::InvalidRequest, detail).hint(hint));
     if request.restart == Restart::Never {
         return match request.force {
-            true => invalid("force is about a restart, and none is allowed", "add --restart if-needed, or leave --force out"),
+            true => invalid(
+                "force is about a restart, and none is allowed",
+                "add --restart if-needed, or leave --force out",
+            ),
             false => Ok(()),
         };
     }
     match request.apply {
-        Some(Apply::Live) => invalid("what is changed only live does not outlive a restart", "leave --live-only or --restart out"),
-        Some(Apply::NextBoot) => invalid("what is changed only for the next boot needs no restart", "leave --next-boot or --restart out"),
+        Some(Apply::Live) => {
+            invalid("what is changed only live does not outlive a restart", "leave --live-only or --restart out")
+        }
+        Some(Apply::NextBoot) => {
+            invalid("what is changed only for the next boot needs no restart", "leave --next-boot or --restart out")
+        }
         Some(Apply::Both) | None if request.for_.is_some() => {
             invalid("what is lent for a time does not outlive a restart", "leave --for or --restart out")
         }

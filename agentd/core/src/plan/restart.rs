@@ -5,9 +5,7 @@ use super::checks::{able, admit_restart, check_bounds, check_scaling, check_shri
 use super::power::{KILL_TIME, START_TIME};
 use super::resize::{Needed, Place};
 use super::steps::steps;
-use super::{
-    Action, Aim, Inputs, Plan, Preparation, Redefinition, Settle, Step, Targets, UndoClass, Values, describe,
-};
+use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Settle, Step, Targets, UndoClass, Values, describe};
 use crate::api::ResizeRequest;
 use crate::error::{Code, Numbers, Problem};
 use crate::instance::{Ability, Field, Saved, State, Usage};
@@ -38,7 +36,8 @@ impl ByRestart {
     pub(super) fn new(inputs: &Inputs<'_>, request: &ResizeRequest, mut plan: Plan) -> Result<Self, Problem> {
         let observed = inputs.observed;
         let targets = &mut plan.targets;
-        let beyond = |value: Option<Cpus>| value.filter(|value| observed.cpus.saved_ceiling.is_none_or(|most| *value > most));
+        let beyond =
+            |value: Option<Cpus>| value.filter(|value| observed.cpus.saved_ceiling.is_none_or(|most| *value > most));
         let cpus = beyond(targets.cpus.and_then(|aim| aim.requested.at()));
         let mut memory = None;
         if let Some(aim) = &mut targets.memory
@@ -83,8 +82,9 @@ impl ByRestart {
         }
         if redefinition.is_some() {
             let Some(made) = made else {
-                return Err(Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference))
-                    .hint("ask again"));
+                return Err(
+                    Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference)).hint("ask again")
+                );
             };
             plan.notes.extend(made.notes.iter().chain(&made.changes).cloned());
             reaches(inputs, &targets, made)?;
@@ -111,7 +111,8 @@ impl ByRestart {
                 class: UndoClass::None,
                 ..power(inputs, Action::Boot { values }, Settle::Within(START_TIME))
             });
-            let how = if force { "it is restarted, hard where it does not shut down in time" } else { "it is restarted" };
+            let how =
+                if force { "it is restarted, hard where it does not shut down in time" } else { "it is restarted" };
             plan.notes.push(format!("{} can't get this live: {how}", observed.reference));
         }
         Ok(plan)
@@ -120,9 +121,9 @@ impl ByRestart {
 
 /// A VM's boot memory is a whole number of MiB.
 fn boots_with(aim: &mut Aim<ByteCount>, wanted: ByteCount, notes: &mut Vec<String>) -> Result<ByteCount, Problem> {
-    let boot = wanted.round_up_to(BOOT_GRAIN).ok_or_else(|| {
-        Problem::new(Code::InvalidRequest, format!("memory {wanted} is more than any host has"))
-    })?;
+    let boot = wanted
+        .round_up_to(BOOT_GRAIN)
+        .ok_or_else(|| Problem::new(Code::InvalidRequest, format!("memory {wanted} is more than any host has")))?;
     if boot != wanted {
         notes.push(format!("memory {wanted} is rounded up to {boot}: a VM boots with a multiple of {BOOT_GRAIN}"));
     }

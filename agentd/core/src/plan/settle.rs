@@ -46,7 +46,8 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
                 cpu_limit.map(|want| field("cpu_limit", scope, want, &observed.cpu_limit, observed, same_cpu_time)),
                 memory.map(|want| field("memory", scope, want, &observed.memory, observed, |a, b| a == b)),
             ];
-            fields.into_iter().flatten().fold(Reached::Yes, worse)
+            let online = (scope == Scope::Live).then(|| online(values.cpus, observed)).flatten();
+            fields.into_iter().flatten().chain(online).fold(Reached::Yes, worse)
         }
         Action::Define { headroom, .. } => {
             let (cpus, memory) = (observed.cpus.saved_ceiling, observed.memory.saved_ceiling);
@@ -74,6 +75,13 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
             state => Reached::NotYet(format!("it is {state}")),
         },
     }
+}
+
+/// vCPUs that are there and that the guest, where it can be asked, doesn't use.
+fn online(want: Option<Limit<Cpus>>, observed: &Observed) -> Option<Reached> {
+    let there = want.filter(|want| observed.reference.kind() == Kind::Vm && observed.cpus.observed == Some(*want))?;
+    let online = observed.cpus.confirmed.filter(|online| *online != there)?;
+    Some(Reached::NotYet(format!("the guest has {online} of its {there} vCPUs online")))
 }
 
 /// Whether what a step set is still what is there: only then may its undo run.

@@ -400,6 +400,27 @@ impl Domain {
         check(unsafe { sys::virDomainSetMemoryStatsPeriod(self.raw(), seconds, LIVE) }).map(|_| ())
     }
 
+    /// The vCPUs that are online inside, as the guest agent tells: `0-2,5`. Asks the guest, so it hangs where that hangs.
+    pub(super) fn guest_vcpus(&self) -> Result<String> {
+        let mut list: sys::virTypedParameterPtr = ptr::null_mut();
+        let mut count: c_uint = 0;
+        // SAFETY: a live domain and places for a list, which is ours to free then, and its length.
+        check(unsafe { sys::virDomainGetGuestVcpus(self.raw(), &raw mut list, &raw mut count, 0) })?;
+        let filled = c_int::try_from(count).unwrap_or(0);
+        let mut online: *const c_char = ptr::null();
+        // SAFETY: a list of `filled` valid parameters, a constant name, a place for a text that the list keeps.
+        let found = unsafe { sys::virTypedParamsGetString(list, filled, c"online".as_ptr(), &raw mut online) } == 1;
+        let text = if found && !online.is_null() {
+            // SAFETY: a NUL-terminated text, alive as long as the list is.
+            unsafe { CStr::from_ptr(online) }.to_string_lossy().into_owned()
+        } else {
+            String::new()
+        };
+        // SAFETY: the list is libvirt's own (or null), and not used after.
+        unsafe { sys::virTypedParamsFree(list, filled) };
+        Ok(text)
+    }
+
     /// Whether libvirt is at work on it: a job, or a command that its QEMU has not answered.
     pub(super) fn is_occupied(&self) -> Result<bool> {
         let mut info = sys::virDomainControlInfo { state: 0, details: 0, stateTime: 0 };

@@ -35,6 +35,8 @@ pub(super) struct Sighting {
     pub(super) cgroup_limit: Option<Limit<Cpus>>,
     /// What the balloon says.
     pub(super) balloon: Balloon,
+    /// How many vCPUs are online inside, where a guest agent tells.
+    pub(super) online: Option<u64>,
 }
 
 /// What came of asking the balloon.
@@ -88,11 +90,26 @@ pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf]) -> Result<Sighting, f
         saved_bandwidth: if saved.is_some() { bandwidth(CONFIG) } else { transient() },
         cgroup_limit: process.and_then(|process| cgroup::cpu_limit(process.pid)),
         balloon: Balloon::NotAsked,
+        online: None,
         name,
         uuid,
         live,
         saved,
         process,
+    })
+}
+
+/// Asks the guest agent how many vCPUs are online inside.
+pub(super) fn ask_agent(domain: &Domain) -> Result<Option<u64>, ffi::Error> {
+    Ok(count(&domain.guest_vcpus()?))
+}
+
+/// How many numbers a list such as `0-2,5` has; `None` where it is none.
+fn count(list: &str) -> Option<u64> {
+    list.split(',').try_fold(0_u64, |all, part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?);
+        all.checked_add(last.checked_sub(first)?.checked_add(1)?)
     })
 }
 
@@ -143,6 +160,16 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_agent_lists_is_counted_or_nothing_is_told() {
+        for (list, expected) in [("0", Some(1)), ("0-2,5", Some(4)), ("0-18446744073709551614", Some(u64::MAX))] {
+            assert_eq!(count(list), expected, "{list}");
+        }
+        for list in ["", "3-1", "x", "0-18446744073709551615", "0-18446744073709551614,9", "-1", "1-"] {
+            assert_eq!(count(list), None, "{list}");
+        }
+    }
 
     #[test]
     fn only_uuids_are_looked_up_as_uuids() {

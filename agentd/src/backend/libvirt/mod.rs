@@ -27,8 +27,9 @@ mod tests;
 mod watch;
 mod xml;
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
@@ -37,6 +38,7 @@ use agentd_core::units::{ByteCount, Limit};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use virt_sys as sys;
 
 use self::asked::Memory;
 use self::calls::{Calls, Class, READ_DEADLINE};
@@ -46,6 +48,8 @@ use super::{Backend, BackendError, Look, Notice};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
+/// How long a guest agent that did not answer is not asked again.
+const LEFT_ALONE: Duration = Duration::from_secs(120);
 /// Of a look's deadline, what is left to QEMU beside the wait for its guest.
 const BESIDE_THE_WAIT: Duration = Duration::from_secs(2);
 
@@ -55,12 +59,14 @@ pub struct Libvirt {
     uri: String,
     calls: Calls,
     asked: Mutex<Memory>,
+    /// Guest agents that did not answer, with when they may be asked again.
+    deaf: Mutex<HashMap<String, Instant>>,
 }
 
 impl Libvirt {
     /// Connects at the first call, so that agentd starts where libvirt is down.
     pub fn new(uri: String) -> Self {
-        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), uri }
+        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), deaf: Mutex::default(), uri }
     }
 
     /// Never held over a call.
@@ -93,6 +99,32 @@ impl Libvirt {
             Err(error) => Balloon::Deaf(error.to_string()),
         };
         Ok(seen)
+    }
+
+    /// Asks the agent in a running guest what is online there. One that does not answer is left alone for a while: libvirt
+    /// waits for it for 5 s, and for an answer that it has begun for ever.
+    async fn ask_agent(&self, seen: &mut Sighting) {
+        let connected = seen.live.as_ref().is_some_and(|live| live.agent);
+        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING || self.is_deaf(&seen.uuid) {
+            return;
+        }
+        let (of, what) = (seen.uuid.clone(), format!("ask the guest agent of {}", seen.name));
+        let job = move |job: &calls::Job<'_>| Ok(look::ask_agent(&job.connect.by_uuid(&of)?)?);
+        // As a call that concerns no domain: an agent that hangs holds up nothing but itself.
+        match self.calls.run(Class::Ask, "", &what, job).await {
+            Ok(online) => seen.online = online,
+            Err(error) => {
+                tracing::debug!("{what}: {error}");
+                let until = Instant::now() + LEFT_ALONE;
+                self.deaf.lock().unwrap_or_else(PoisonError::into_inner).insert(seen.uuid.clone(), until);
+            }
+        }
+    }
+
+    fn is_deaf(&self, uuid: &str) -> bool {
+        let mut deaf = self.deaf.lock().unwrap_or_else(PoisonError::into_inner);
+        deaf.retain(|_, until| Instant::now() < *until);
+        deaf.contains_key(uuid)
     }
 
     /// Whether libvirt is at work on a domain, for whomever.
@@ -161,7 +193,8 @@ impl Backend for Libvirt {
         if name.contains('\0') {
             return Err(BackendError::NotFound(format!("no domain has the name {name:?}")));
         }
-        let seen = self.see(name, look).await?;
+        let mut seen = self.see(name, look).await?;
+        self.ask_agent(&mut seen).await;
         self.understand(&seen)
     }
 

@@ -120,16 +120,20 @@ impl<'a> Work<'a> {
     /// Changes what it boots with. Its memory devices stay as they are.
     fn boot_memory(&mut self, wanted: u64) -> Result<(), String> {
         let (xml, now) = (self.xml, &self.now);
-        let base = wanted.checked_sub(now.device_requested).filter(|base| *base > 0).ok_or_else(|| {
-            format!("its memory devices alone give it {} MiB", now.device_requested >> 10)
-        })?;
+        let base = wanted
+            .checked_sub(now.device_requested)
+            .filter(|base| *base > 0)
+            .ok_or_else(|| format!("its memory devices alone give it {} MiB", now.device_requested >> 10))?;
         let (old, total) = (now.memory.saturating_sub(now.device_size), base + now.device_size);
         // What the balloon leaves; the devices come on top.
         let current = base;
         if let Some(numa) = self.at(&["cpu", "numa"]) {
             let cells: Vec<&Element> = numa.all("cell").collect();
             let [cell] = &cells[..] else {
-                return Err(format!("its memory is in {} NUMA cells, and which of them is to change is not known", cells.len()));
+                return Err(format!(
+                    "its memory is in {} NUMA cells, and which of them is to change is not known",
+                    cells.len()
+                ));
             };
             self.edits.set_attribute(cell, "memory", &base.to_string());
             self.edits.set_attribute(cell, "unit", "KiB");

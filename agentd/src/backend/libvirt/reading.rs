@@ -200,12 +200,21 @@ fn cpus(
         // ("double free or corruption"), 2 times of 2. Under KVM QEMU tells libvirt of a late unplug, and all is well.
         live = Ability::No(Code::InvalidState, AFTER_LATE_UNPLUG.into());
     }
+    let online = seen.online;
+    if let (Some(online), Some(present)) =
+        (online, present.filter(|present| online.is_some_and(|online| online > u64::from(*present))))
+    {
+        notes.push(format!("its guest agent tells of {online} vCPUs, QEMU has {present}: it isn't believed"));
+    }
     let saved = seen.saved.as_ref();
     Reading {
         accepted: open.or(counted).map(vcpus),
         observed: present.map(vcpus),
-        // QEMU drops a vCPU only after the guest has let it go; of one that was added the guest says nothing.
+        // QEMU drops a vCPU only after the guest has let it go; of one that was added only an agent in the guest tells.
         confirmed: match (unplug, present) {
+            (_, Some(present)) if online.is_some_and(|online| online <= u64::from(present)) => {
+                online.and_then(|online| u32::try_from(online).ok()).map(vcpus)
+            }
             (Some(Unplug::Open(left) | Unplug::Obeyed(left)), Some(present)) if present <= left => Some(vcpus(present)),
             _ => None,
         },
@@ -378,6 +387,7 @@ mod tests {
             process: Some(Process { pid: 1, start: 42, vcpus: Some(3), emulates: false }),
             cgroup_limit: Some(Limit::Unlimited),
             balloon: Balloon::Said { stats, fresh: true },
+            online: None,
         }
     }
 
@@ -422,6 +432,17 @@ mod tests {
         assert_eq!(observed(&seen, &mut asked).unwrap().cpus.live, Ability::Yes);
         seen.process = seen.process.map(|process| Process { emulates: true, ..process });
         assert!(matches!(observed(&seen, &mut asked).unwrap().cpus.live, Ability::No(Code::InvalidState, _)));
+    }
+
+    #[test]
+    fn what_an_agent_tells_confirms_and_what_cant_be_is_not_believed() {
+        let told = |online| {
+            let seen = Sighting { online, ..running() };
+            let observed = observed(&seen, &mut Memory::default()).unwrap();
+            (observed.cpus.confirmed, observed.notes.len())
+        };
+        assert_eq!((told(None), told(Some(3)), told(Some(2))), ((None, 0), (Some(vcpus(3)), 0), (Some(vcpus(2)), 0)));
+        assert_eq!((told(Some(4)), told(Some(u64::MAX))), ((None, 1), (None, 1)));
     }
 
     #[test]

@@ -298,9 +298,9 @@ impl Backend for Units {
                 self.bus.kill(&unit.id).await
             }
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
-            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(format!(
-                "{target} is no service: it is neither started nor stopped here"
-            ))),
+            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(
+                format!("{target} is no service: it is neither started nor stopped here"),
+            )),
         }
     }
 }

@@ -8,6 +8,9 @@ use std::ops::Range;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
+/// The name of a guest agent's channel.
+const AGENT: &str = "org.qemu.guest_agent.0";
+
 /// What a definition says. Memory in KiB.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Definition {
@@ -31,6 +34,8 @@ pub(super) struct Definition {
     pub(super) device_current: u64,
     /// What the guest is to have of them.
     pub(super) device_requested: u64,
+    /// Whether a guest agent has its end of its channel open.
+    pub(super) agent: bool,
     /// The virtio-mem devices.
     pub(super) plugs: Vec<Plug>,
 }
@@ -102,6 +107,9 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                     | "devices/memory/target/current"
                     | "devices/memory/target/requested"
                     | "devices/memory/target/block" => unit = attribute(tag, "unit"),
+                    "devices/channel/target" if attribute(tag, "name").as_deref() == Some(AGENT) => {
+                        found.agent = attribute(tag, "state").as_deref() == Some("connected");
+                    }
                     "devices/memballoon" => found.balloon = attribute(tag, "model").as_deref() != Some("none"),
                     "devices/memballoon/stats" => {
                         found.stats_period = attribute(tag, "period").and_then(|p| p.parse().ok()).unwrap_or(0);
