@@ -89,6 +89,12 @@ fn a_restart_gives_what_cant_be_had_live_and_changes_nothing_else_of_the_definit
         "<memory unit='KiB'>409600</memory>",
         "<currentMemory unit='KiB'>409600</currentMemory>",
         "<vcpu placement='static'>3</vcpu>",
+        // What a boot brings can be taken away again live.
+        "<vcpus>",
+        "<vcpu id='0' enabled='yes' hotpluggable='no'/>",
+        "<vcpu id='1' enabled='yes' hotpluggable='yes'/>",
+        "<vcpu id='2' enabled='yes' hotpluggable='yes'/>",
+        "</vcpus>",
         "<cputune>",
         "<global_quota>150000</global_quota>",
         "</cputune>",

@@ -298,6 +298,9 @@ pub struct Reading<T> {
     pub ceiling: Option<T>,
     /// The most that the saved definition allows for the next start.
     pub saved_ceiling: Option<T>,
+    /// The least that can be reached live, where that is more than the least of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<T>,
     /// The step in which the backend counts; requests are rounded up to it.
     pub grain: T,
     /// The least that the backend takes.
@@ -319,6 +322,7 @@ impl<T: Copy> Reading<T> {
             persistent: None,
             ceiling: None,
             saved_ceiling: None,
+            floor: None,
             grain,
             least: grain,
             live: Ability::No(Code::Unsupported, why.clone()),

@@ -63,7 +63,9 @@ fn live<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds<T>
         (most, if observed.reference.kind() == Kind::Vm { "its ceiling since it started" } else { "the host" })
     });
     let scaling = (!bounds.keys[1].is_empty()).then_some((bounds.most_live, bounds.keys[1]));
-    Ok(within(bounds, [ceiling, scaling]))
+    let possible = within(bounds, [ceiling, scaling]);
+    let floor = reading.floor.filter(|floor| *floor > bounds.least).and_then(|floor| floor.number());
+    Ok(Possible { least: floor.or(possible.least.clone()), ..possible })
 }
 
 fn restart<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds<T>) -> Result<Possible, String> {

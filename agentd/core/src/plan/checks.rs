@@ -306,6 +306,25 @@ fn ceiling<T: Scalar>(
         };
         return Err(problem.numbers(numbers(value, most)));
     }
+    let now = reading.accepted.and_then(Limit::at);
+    if let (Some(Limit::At(value)), Some(least)) = (live, reading.floor)
+        && value < least
+        && now.is_none_or(|now| value < now)
+    {
+        return Err(Problem::new(
+            Code::RestartRequired,
+            format!(
+                "{reference} has {least} {field} that can't be taken from it since it started; {value} needs a restart"
+            ),
+        )
+        .hint(format!("the least it can have without one is {least}"))
+        .numbers(Numbers {
+            resource: Some(field.to_owned()),
+            requested: value.number(),
+            smallest_feasible: least.number(),
+            ..Numbers::default()
+        }));
+    }
     if let (Some(Limit::At(value)), Some(most)) = (saved, reading.saved_ceiling)
         && value > most
     {

@@ -21,6 +21,7 @@ pub(super) fn same<T: Copy>(value: Limit<T>, grain: T, least: T, ceiling: Option
         persistent: Some(value),
         ceiling,
         saved_ceiling: ceiling,
+        floor: None,
         grain,
         least,
         live: Ability::Yes,
@@ -461,4 +462,17 @@ fn a_quota_that_the_cgroup_driver_rounds_up_by_less_than_a_hundredth_is_the_same
     assert_eq!(reached(&plan_.steps[0].action, &seen), Reached::Yes);
     seen.cpus.observed = Some(Limit::At(Cpus::from_millis(1511)));
     assert!(matches!(reached(&plan_.steps[0].action, &seen), Reached::NotYet(_)));
+}
+
+#[test]
+fn vcpus_that_cant_leave_need_a_restart() {
+    let mut web = vm();
+    web.cpus.floor = Some(Cpus::whole(2));
+    (web.cpus.accepted, web.cpus.observed) = (Some(Limit::At(Cpus::whole(3))), Some(Limit::At(Cpus::whole(3))));
+    assert!(plan(&web, "", serde_json::json!({"cpus": 2})).is_ok());
+    let refused = plan(&web, "", serde_json::json!({"cpus": 1})).unwrap_err();
+    assert_eq!((refused.code, refused.numbers.unwrap().smallest_feasible), (Code::RestartRequired, Some(2.into())));
+    assert!(plan(&web, "", serde_json::json!({"cpus": 1, "apply": "next-boot"})).is_ok());
+    let by_restart = plan(&web, "", serde_json::json!({"cpus": 1, "restart": "if-needed"})).unwrap();
+    assert!(by_restart.restarts());
 }

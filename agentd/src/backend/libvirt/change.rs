@@ -223,7 +223,12 @@ fn device(definition: &Definition, xml: &str, plugged: ByteCount) -> Result<Stri
 }
 
 fn set_vcpus(job: &Job<'_>, domain: &Domain, flags: Flags, count: u32) -> Result<Done, Fail> {
+    // What a boot brings could else not be taken away again while it runs. Needs ACPI, and a driver that knows of it.
+    let takes_back = flags == CONFIG && xml::definition(&domain.xml(true)?).is_ok_and(|saved| saved.acpi);
     job.about_to_change();
+    if takes_back && domain.set_vcpus(count, CONFIG | ffi::HOTPLUGGABLE).is_ok() {
+        return Ok(Done::Plain);
+    }
     match domain.set_vcpus(count, flags) {
         Ok(()) if flags == LIVE => Ok(Done::Vcpus),
         Ok(()) => Ok(Done::Plain),

@@ -57,6 +57,8 @@ pub(super) type Flags = c_uint;
 pub(super) const LIVE: Flags = sys::VIR_DOMAIN_AFFECT_LIVE;
 /// What the next start will have.
 pub(super) const CONFIG: Flags = sys::VIR_DOMAIN_AFFECT_CONFIG;
+/// vCPUs that are added can be taken away again while the guest runs.
+pub(super) const HOTPLUGGABLE: Flags = sys::VIR_DOMAIN_VCPU_HOTPLUGGABLE;
 
 extern "C" fn silent(_: *mut c_void, _: sys::virErrorPtr) {}
 

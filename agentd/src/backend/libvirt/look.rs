@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::cgroup;
 use super::ffi::{self, Bandwidth, CONFIG, Connect, Domain, LIVE, MemoryStats};
+use super::guests::Still;
 use super::process::{self, Process};
 use super::xml::{self, Definition};
 use agentd_core::units::{Cpus, Limit};
@@ -50,7 +51,7 @@ pub(super) enum Balloon {
     Said {
         /// The answer.
         stats: MemoryStats,
-        /// Whether the guest's part of it is of now.
+        /// Whether the guest's part of it is of now, and of the balloon as it is.
         fresh: bool,
     },
 }
@@ -114,11 +115,18 @@ fn count(list: &str) -> Option<u64> {
 }
 
 /// Asks QEMU for the balloon, and for at most `wait` the guest for its use of memory. `period` is how often its driver
-/// reports now; where that is never, it is asked to once a second for as long as we wait.
-pub(super) fn ask_balloon(domain: &Domain, period: u32, wait: Duration) -> Result<Balloon, ffi::Error> {
+/// reports now; where that is never, it is asked to once a second for as long as we wait. `still` is what is known of where
+/// the balloon stands.
+pub(super) fn ask_balloon(
+    domain: &Domain,
+    period: u32,
+    wait: Duration,
+    still: Option<Still>,
+) -> Result<Balloon, ffi::Error> {
     let first = domain.memory_stats()?;
-    if is_fresh(&first, period, now()) || wait.is_zero() {
-        return Ok(Balloon::Said { fresh: is_fresh(&first, period, now()), stats: first });
+    let fresh = is_fresh(&first, period, now()) && is_of_this_balloon(&first, still);
+    if fresh || wait.is_zero() {
+        return Ok(Balloon::Said { fresh, stats: first });
     }
     // Drivers without stats refuse: then there is nothing to wait for.
     if domain.set_stats_period(1).is_err() {
@@ -133,17 +141,29 @@ pub(super) fn ask_balloon(domain: &Domain, period: u32, wait: Duration) -> Resul
     answer
 }
 
+/// Waits for a report that was made while the balloon stood where it stands.
 fn await_update(domain: &Domain, first: MemoryStats, wait: Duration) -> Result<Balloon, ffi::Error> {
     let end = Instant::now() + wait;
+    let mut before = first;
     loop {
         let stats = domain.memory_stats()?;
-        let fresh = stats.last_update.unwrap_or(0) > first.last_update.unwrap_or(0);
+        let newer = stats.last_update.unwrap_or(0) > before.last_update.unwrap_or(0);
+        let fresh = newer && stats.actual == before.actual;
         let left = end.saturating_duration_since(Instant::now());
         if fresh || left.is_zero() {
             return Ok(Balloon::Said { stats, fresh });
         }
+        if stats.actual != before.actual {
+            before = stats;
+        }
         std::thread::sleep(left.min(Duration::from_millis(100)));
     }
+}
+
+/// Whether the guest's report is one of the balloon as it is: what a guest could give away before its balloon grew is more
+/// than what it can now.
+fn is_of_this_balloon(stats: &MemoryStats, still: Option<Still>) -> bool {
+    still.is_some_and(|still| stats.actual == Some(still.actual) && stats.last_update > Some(still.since))
 }
 
 /// Whether the guest's numbers are of now: at most two of its reports old, and a second for the rounding. Without a period
@@ -153,13 +173,24 @@ fn is_fresh(stats: &MemoryStats, period: u32, now: u64) -> bool {
     stats.usable.is_some() && stats.last_update.is_some_and(|at| at != 0 && at.saturating_add(age) >= now)
 }
 
-fn now() -> u64 {
+/// Seconds since the Unix epoch, as QEMU dates a guest's reports.
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_report_from_before_the_balloon_moved_says_nothing_about_now() {
+        let stats = MemoryStats { actual: Some(160), usable: Some(230), last_update: Some(1000) };
+        let still = |actual, since| Some(Still { actual, since });
+        assert!(is_of_this_balloon(&stats, still(160, 999)));
+        for still in [None, still(160, 1000), still(160, 1001), still(320, 990)] {
+            assert!(!is_of_this_balloon(&stats, still), "{still:?}");
+        }
+    }
 
     #[test]
     fn what_an_agent_lists_is_counted_or_nothing_is_told() {

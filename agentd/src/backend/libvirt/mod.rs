@@ -8,6 +8,7 @@
 //! | `look.rs`, `xml.rs`, `process.rs`, `cgroup.rs` | what can be seen of a domain |
 //! | `reading.rs`, `quota.rs` | what that means |
 //! | `asked.rs` | what was asked of a guest and is still open |
+//! | `guests.rs` | how guests behave |
 //! | `change.rs` | one step |
 //! | `watch.rs`, `hotplug.rs` | what libvirt and the kernel announce |
 
@@ -16,6 +17,7 @@ mod calls;
 mod cgroup;
 mod change;
 mod ffi;
+mod guests;
 mod hotplug;
 mod look;
 mod prepare;
@@ -27,7 +29,6 @@ mod tests;
 mod watch;
 mod xml;
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,13 +44,12 @@ use virt_sys as sys;
 use self::asked::Memory;
 use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
+use self::guests::Guests;
 use self::look::{Balloon, Sighting};
 use super::{Backend, BackendError, Look, Notice};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
-/// How long a guest agent that did not answer is not asked again.
-const LEFT_ALONE: Duration = Duration::from_secs(120);
 /// Of a look's deadline, what is left to QEMU beside the wait for its guest.
 const BESIDE_THE_WAIT: Duration = Duration::from_secs(2);
 
@@ -59,20 +59,24 @@ pub struct Libvirt {
     uri: String,
     calls: Calls,
     asked: Mutex<Memory>,
-    /// Guest agents that did not answer, with when they may be asked again.
-    deaf: Mutex<HashMap<String, Instant>>,
+    guests: Mutex<Guests>,
 }
 
 impl Libvirt {
     /// Connects at the first call, so that agentd starts where libvirt is down.
     pub fn new(uri: String) -> Self {
-        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), deaf: Mutex::default(), uri }
+        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), guests: Mutex::default(), uri }
     }
 
     /// Never held over a call.
     fn asked(&self) -> MutexGuard<'_, Memory> {
         // Each change of it is one statement, so a panic elsewhere leaves it whole.
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never held over a call.
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All that can be seen of a domain; the balloon apart, because asking QEMU hangs where QEMU hangs.
@@ -92,12 +96,15 @@ impl Libvirt {
         };
         let (uuid, period, wait) =
             (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
-        let job = move |job: &calls::Job<'_>| Ok(look::ask_balloon(&job.connect.by_uuid(&uuid)?, period, wait)?);
+        let still = self.guests().still(&uuid);
+        let job = move |job: &calls::Job<'_>| Ok(look::ask_balloon(&job.connect.by_uuid(&uuid)?, period, wait, still)?);
         seen.balloon = match self.calls.run(Class::Ask, &seen.uuid, &what, job).await {
             Ok(balloon) => balloon,
             Err(error @ (BackendError::Unavailable(_) | BackendError::Overloaded(_))) => return Err(error),
             Err(error) => Balloon::Deaf(error.to_string()),
         };
+        let actual = if let Balloon::Said { stats, .. } = &seen.balloon { stats.actual } else { None };
+        self.guests().balloon_seen(&seen.uuid, actual, look::now());
         Ok(seen)
     }
 
@@ -105,7 +112,7 @@ impl Libvirt {
     /// waits for it for 5 s, and for an answer that it has begun for ever.
     async fn ask_agent(&self, seen: &mut Sighting) {
         let connected = seen.live.as_ref().is_some_and(|live| live.agent);
-        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING || self.is_deaf(&seen.uuid) {
+        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING || self.guests().is_deaf(&seen.uuid, Instant::now()) {
             return;
         }
         let (of, what) = (seen.uuid.clone(), format!("ask the guest agent of {}", seen.name));
@@ -115,16 +122,9 @@ impl Libvirt {
             Ok(online) => seen.online = online,
             Err(error) => {
                 tracing::debug!("{what}: {error}");
-                let until = Instant::now() + LEFT_ALONE;
-                self.deaf.lock().unwrap_or_else(PoisonError::into_inner).insert(seen.uuid.clone(), until);
+                self.guests().agent_is_deaf(&seen.uuid, Instant::now());
             }
         }
-    }
-
-    fn is_deaf(&self, uuid: &str) -> bool {
-        let mut deaf = self.deaf.lock().unwrap_or_else(PoisonError::into_inner);
-        deaf.retain(|_, until| Instant::now() < *until);
-        deaf.contains_key(uuid)
     }
 
     /// Whether libvirt is at work on a domain, for whomever.
@@ -167,7 +167,9 @@ impl Backend for Libvirt {
             Ok(domains.iter().filter_map(|domain| Some((domain.name().ok()?, domain.uuid().ok()?))).collect::<Vec<_>>())
         };
         let mut known = self.calls.run(Class::Look, "", "list the domains", job).await?;
-        self.asked().keep_only(|uuid| known.iter().any(|(_, known)| known == uuid));
+        let exists = |uuid: &str| known.iter().any(|(_, known)| known == uuid);
+        self.asked().keep_only(exists);
+        self.guests().keep_only(exists);
         known.retain(|(name, _)| match Ref::new(Kind::Vm, name) {
             Ok(_) => true,
             Err(problem) => {

@@ -221,6 +221,12 @@ fn cpus(
         persistent: saved.map(|saved| vcpus(saved.vcpus)),
         ceiling: seen.live.as_ref().map(|live| Cpus::whole(live.max_vcpus)),
         saved_ceiling: saved.map(|saved| Cpus::whole(saved.max_vcpus)),
+        // Where libvirt lists none of a QEMU's, none can leave.
+        floor: seen
+            .live
+            .as_ref()
+            .and_then(|live| live.fixed_vcpus.or(seen.process.map(|_| live.vcpus)))
+            .map(Cpus::whole),
         grain: Cpus::whole(1),
         least: Cpus::whole(1),
         live,
@@ -244,6 +250,7 @@ fn cpu_limit(seen: &Sighting) -> Reading<Cpus> {
         persistent: saved.as_ref().ok().map(|bandwidth| quota::limit(*bandwidth)),
         ceiling: None,
         saved_ceiling: None,
+        floor: None,
         grain,
         least: Cpus::from_millis(10),
         live: match live {
@@ -290,6 +297,7 @@ fn memory(
         // The balloon gives back all that it took, and one device all that it has; of several, nothing is asked for here.
         ceiling: seen.live.as_ref().map(|live| bytes(saved_ceiling(live))),
         saved_ceiling: saved.map(|saved| bytes(saved_ceiling(saved))),
+        floor: None,
         grain: bytes(PAGE_KIB),
         least: bytes(LEAST_MEMORY_KIB),
         live,

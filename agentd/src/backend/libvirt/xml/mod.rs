@@ -14,6 +14,8 @@ const AGENT: &str = "org.qemu.guest_agent.0";
 /// What a definition says. Memory in KiB.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Definition {
+    /// `<vcpus>`: those of the present vCPUs that are not hotpluggable; `None` where none is listed.
+    pub(super) fixed_vcpus: Option<u32>,
     /// `<memory>`: the boot memory, memory devices included.
     pub(super) memory: u64,
     /// `<currentMemory>`: live, where the balloon is now (not its target); saved, what the next start asks of it.
@@ -22,6 +24,8 @@ pub(super) struct Definition {
     pub(super) max_vcpus: u32,
     /// `<vcpu current=…>`: present vCPUs.
     pub(super) vcpus: u32,
+    /// Whether it has ACPI.
+    pub(super) acpi: bool,
     /// Whether there is a balloon device at all.
     pub(super) balloon: bool,
     /// `<memballoon><stats period=…>` in seconds; 0 where the driver isn't asked.
@@ -92,6 +96,12 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                 match inner(&path).as_str() {
                     "memory" | "currentMemory" => unit = attribute(tag, "unit"),
                     "vcpu" => vcpus = attribute(tag, "current").and_then(|count| count.parse().ok()),
+                    "vcpus/vcpu" => {
+                        let is = |name: &str, word: &str| attribute(tag, name).as_deref() == Some(word);
+                        let fixed = is("enabled", "yes") && is("hotpluggable", "no");
+                        *found.fixed_vcpus.get_or_insert(0) += u32::from(fixed);
+                    }
+                    "features/acpi" => found.acpi = true,
                     "memoryBacking/locked" => found.pinned = Some("locked in the host's memory"),
                     "memoryBacking/hugepages" => found.pinned = Some("in huge pages"),
                     "devices/hostdev" if pins_memory(tag) => found.pinned = Some("pinned for a host device (VFIO)"),
