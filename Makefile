@@ -16,7 +16,7 @@ PREFIX = /usr
 DESTDIR =
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release check test test-fast soak bugs demo bench deny deb rpm stage install clean
+.PHONY: help setup build release check test test-fast definitions soak bugs demo bench deny deb rpm stage install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ soak: ## 1,000,000 simulated schedules and 10,000 kills: about an hour on two pr
 	cargo build --profile soak -p agentd-tests --bin soak
 	$(TARGET)/soak/soak schedules --count 1000000
 	cargo run -p agentd-tests --bin soak -- kills --count 10000
+
+definitions: setup ## Prepares each definition that libvirt tests itself with, on a real libvirt
+	packaging/setup.sh test
+	cargo build --workspace --features agentd/fake
+	tests/lab/definitions.sh $(abspath $(TARGET))/definitions
+	AGENTD_DEFINITIONS=$(abspath $(TARGET))/definitions cargo test --workspace --features agentd/fake --test definitions -- --ignored --nocapture
 
 bugs: setup ## Plants known defects one at a time; the simulation must find each
 	PLANT_TARGET=$(abspath $(TARGET))/bugs tests/bugs/plant.sh

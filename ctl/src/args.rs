@@ -117,7 +117,9 @@ Bytes are in powers of 1024: 8G, 8GiB and 8192M are the same. A value with + or 
 
 Examples:
   ctl resize web --cpus 4 --memory 8GiB
-  ctl resize container/db --cpus +0.5 --memory -512M --dry-run";
+  ctl resize container/db --cpus +0.5 --memory -512M --dry-run
+  ctl resize web --memory +4GiB --for 2h
+  ctl resize web --cpus 16 --restart if-needed";
 
 const PREPARE_HELP: &str = "\
 With neither maximum it goes as far as [scaling] of the config lets every VM grow; with one, the other stays. Nothing of what \
@@ -216,10 +218,10 @@ pub(crate) struct Resize {
     /// Change only what the next start will have
     #[arg(long)]
     pub(crate) next_boot: bool,
-    /// Allow a restart where the change can't be made live
+    /// Allow a restart where the change can't be made live; a VM then gets a definition with a higher maximum, too
     #[arg(long, value_name = "WHEN")]
     pub(crate) restart: Option<RestartWhen>,
-    /// With --restart: the restart may be hard
+    /// With --restart: switch it off hard where it does not shut down within its stop_timeout
     #[arg(long, requires = "restart")]
     pub(crate) force: bool,
     /// Go back by itself after this time: 2h

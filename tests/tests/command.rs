@@ -44,8 +44,9 @@ fn what_is_typed_wrong_ends_with_its_code_and_changes_nothing() -> Result<()> {
         (&["resize", "web", "--cpus", "64"], 4, "capacity-exceeded"),
         (&["resize", "web", "--size", "huge"], 6, "not-found"),
         (&["resize", "web", "--cpus", "3", "--if-version", "old"], 10, "version-mismatch"),
-        (&["resize", "web", "--cpus", "3", "--for", "2h"], 9, "unsupported"),
-        (&["resize", "web", "--cpus", "3", "--restart", "if-needed"], 9, "unsupported"),
+        (&["resize", "web", "--cpus", "1", "--for", "2h"], 2, "invalid-request"),
+        (&["resize", "web", "--cpus", "3", "--restart", "if-needed", "--live-only"], 2, "invalid-request"),
+        (&["resize", "web", "--cpus", "3", "--restart", "never", "--force"], 2, "invalid-request"),
     ] {
         let output = agentd.ctl(args);
         assert_eq!(output.code, Some(exit), "{args:?}: {output:?}");

@@ -86,13 +86,17 @@ pub(crate) fn operation(view: &OperationView, width: Option<usize>) -> String {
     let line = match view.outcome {
         _ if view.dry_run || view.outcome == Outcome::Planned => match view.steps.as_slice() {
             [] => format!("{reference}  {arrows}planned: there is nothing to do"),
+            _ if view.restart => format!("{reference}  {arrows}planned with a restart, nothing is changed"),
             _ => format!("{reference}  {arrows}planned, nothing is changed"),
         },
         Outcome::Changed if fields.is_empty() => match (view.verb.as_str(), state) {
             (_, Some(state)) => format!("{reference}  {state}, {seconds}"),
             (verb, None) => format!("{reference}  {} done, {seconds}", clean(verb)),
         },
-        Outcome::Changed => format!("{reference}  {arrows}{}, {seconds}", success(&view.reference, &fields)),
+        Outcome::Changed => {
+            let restarted = if view.restart { ", by a restart" } else { "" };
+            format!("{reference}  {arrows}{}{restarted}, {seconds}", success(&view.reference, &fields))
+        }
         Outcome::Unchanged => {
             let why = match (fields.as_slice(), notes) {
                 ([], [first, rest @ ..]) => {

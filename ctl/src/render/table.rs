@@ -179,14 +179,14 @@ fn capabilities(can: &Capabilities, width: Option<usize>) -> String {
     let mut out = String::new();
     for (name, field) in [("cpus", &can.cpus), ("cpu_limit", &can.cpu_limit), ("memory", &can.memory)] {
         let tell = |number: &Number| if name == "memory" { bytes(number) } else { number.to_string() };
-        let ways = [("live", &field.live), ("next start", &field.restart), ("no limit", &field.unlimited)];
+        let ways = [("live", &field.live), ("by a restart", &field.restart), ("without a limit", &field.unlimited)];
         let ways = ways.map(|(way, possible)| {
             let why = possible.why.as_deref().map(|why| format!(" ({})", clean(why))).unwrap_or_default();
             let range = match (&possible.least, &possible.most) {
                 (Some(least), Some(most)) => format!(" {} to {}", tell(least), tell(most)),
                 (Some(least), None) => format!(" from {}", tell(least)),
-                _ if possible.possible => " yes".to_owned(),
-                _ => " no".to_owned(),
+                _ if possible.possible => String::new(),
+                _ => return format!("not {way}{why}"),
             };
             format!("{way}{range}{why}")
         });

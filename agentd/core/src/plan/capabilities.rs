@@ -41,6 +41,12 @@ struct Bounds<T> {
     keys: [&'static str; 2],
 }
 
+impl<T: Copy> Bounds<T> {
+    fn scaling(&self) -> Option<(T, &'static str)> {
+        (!self.keys[1].is_empty()).then_some((self.most_live, self.keys[1]))
+    }
+}
+
 fn capability<T: Scalar>(inputs: &Inputs<'_>, field: Field, reading: &Reading<T>, bounds: &Bounds<T>) -> Capability {
     Capability {
         live: live(inputs, reading, bounds).unwrap_or_else(Possible::no),
@@ -62,8 +68,7 @@ fn live<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds<T>
     let ceiling = reading.ceiling.map(|most| {
         (most, if observed.reference.kind() == Kind::Vm { "its ceiling since it started" } else { "the host" })
     });
-    let scaling = (!bounds.keys[1].is_empty()).then_some((bounds.most_live, bounds.keys[1]));
-    let possible = within(bounds, [ceiling, scaling]);
+    let possible = within(bounds, [ceiling, bounds.scaling()]);
     let floor = reading.floor.filter(|floor| *floor > bounds.least).and_then(|floor| floor.number());
     Ok(Possible { least: floor.or(possible.least.clone()), ..possible })
 }
@@ -76,12 +81,10 @@ fn restart<T: Scalar>(inputs: &Inputs<'_>, reading: &Reading<T>, bounds: &Bounds
         // What can't be changed in one of its two sides can't be changed in the other.
         Saved::Together | Saved::OnRequest => able(reading)?,
         Saved::Apart if reading.persistent.is_none() => able(reading)?,
-        Saved::Apart => {}
+        // A resize by restart raises the maximum of its definition as far as a prepare would.
+        Saved::Apart => return Ok(within(bounds, [bounds.scaling(), None])),
     }
-    let ceiling = reading.saved_ceiling.map(|most| {
-        (most, if observed.reference.kind() == Kind::Vm { "the maximum of its saved definition" } else { "the host" })
-    });
-    Ok(within(bounds, [ceiling, None]))
+    Ok(within(bounds, [reading.saved_ceiling.map(|most| (most, "the host")), None]))
 }
 
 fn unlimited<T: PartialEq>(inputs: &Inputs<'_>, field: Field, reading: &Reading<T>) -> Result<Possible, String> {
@@ -135,12 +138,15 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_reaches_its_ceiling_live_and_its_definitions_maximum_by_a_restart() {
+    fn a_vm_reaches_its_ceiling_live_and_what_the_config_lets_it_by_a_restart() {
         let mut web = vm();
         web.cpus.saved_ceiling = Some(Cpus::whole(8));
+        let can = of(&web, "[scaling]\nmax_cpus = 12\n");
+        assert_eq!((range(&can.cpus.live), range(&can.cpus.restart)), ((1, 4), (1, 12)));
+        assert!(can.cpus.live.why.unwrap().contains("ceiling") && can.cpus.restart.why.unwrap().contains("[scaling]"));
+        web.cpus.floor = Some(Cpus::whole(2));
+        assert_eq!(range(&of(&web, "").cpus.live), (2, 4));
         let can = of(&web, "");
-        assert_eq!((range(&can.cpus.live), range(&can.cpus.restart)), ((1, 4), (1, 8)));
-        assert!(can.cpus.live.why.unwrap().contains("ceiling") && can.cpus.restart.why.unwrap().contains("definition"));
         assert_eq!(range(&can.memory.live), (1 << 20, 2 << 30));
         assert!(!can.cpus.unlimited.possible && can.cpu_limit.unlimited.possible);
         // The lowest bound is the one that is named.

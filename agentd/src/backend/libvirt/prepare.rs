@@ -440,43 +440,42 @@ mod tests {
         }
     }
 
-    /// Definitions of others, from a folder that a variable names: each is prepared as it says or refused, and what it
-    /// doesn't say stays. Prints the refusals with their reasons.
+    fn boots(xml: &str, vcpus: Option<u32>, mib: Option<u64>) -> Result<Prepared, String> {
+        boot_with(xml, Wish { vcpus, memory: mib.map(|mib| mib << 10) }, None)
+    }
+
     #[test]
-    fn definitions_of_others_are_changed_as_told_or_refused() {
-        let Some(folder) = std::env::var_os("AGENTD_DEFINITIONS") else { return };
-        let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        let (mut handled, mut x86, mut refused) = (0, 0, std::collections::BTreeMap::<String, usize>::new());
-        for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "xml")) {
-            let xml = std::fs::read_to_string(file).unwrap();
-            let Ok(now) = xml::definition(&xml) else { continue };
-            let kvm =
-                xml.contains("x86_64") && parse(&xml).is_ok_and(|root| root.attribute(&xml, "type") == Some("kvm"));
-            x86 += usize::from(kvm);
-            let wish = Wish { vcpus: Some(now.max_vcpus * 2), memory: Some(now.memory * 2) };
-            match prepare(&xml, wish, None) {
-                Ok(prepared) => {
-                    handled += usize::from(kvm);
-                    let after =
-                        xml::definition(&prepared.xml).unwrap_or_else(|why| panic!("{}: {why}", file.display()));
-                    assert_eq!(after.vcpus, now.vcpus, "{}", file.display());
-                    assert_eq!(after.current_memory, now.current_memory, "{}", file.display());
-                    let again = prepare(&prepared.xml, wish, None).unwrap();
-                    assert_eq!(again.changes, Vec::<String>::new(), "{}", file.display());
-                    // Every line that was there is there still, but for those that were told.
-                    let kept = xml.lines().filter(|line| prepared.xml.contains(line.trim())).count();
-                    assert!(kept + 8 >= xml.lines().count(), "{}", file.display());
-                }
-                Err(why) => {
-                    if kvm {
-                        println!("{}: {why}", file.display())
-                    }
-                    *refused.entry(why).or_default() += 1;
-                }
-            }
-        }
-        println!("x86 KVM: {handled} of {x86} handled; refused of all: {refused:#?}");
+    fn what_it_boots_with_is_all_that_is_changed() {
+        let booted = boots(PLAIN, Some(6), Some(3000)).unwrap();
+        let expected = PLAIN
+            .replace("Memory unit='KiB'>1048576<", "Memory unit='KiB'>3072000<")
+            .replace("<memory unit='KiB'>1048576<", "<memory unit='KiB'>3072000<")
+            .replace("<vcpu placement='static'>2<", "<vcpu current='2' placement='static'>6<");
+        assert_eq!(booted.xml, expected);
+        // Also less than before; what is absent stays.
+        let less = boots(PLAIN, None, Some(512)).unwrap();
+        assert_eq!(less.xml, PLAIN.replace(">1048576<", ">524288<"));
+        let sockets = PLAIN.replace("<devices>", "<cpu><topology sockets='1' cores='2' threads='2'/></cpu><devices>");
+        let booted = boots(&sockets, Some(5), None).unwrap();
+        assert!(booted.xml.contains("sockets='2'") && booted.xml.contains(">8</vcpu>"), "{}", booted.xml);
+    }
+
+    #[test]
+    fn what_it_boots_with_leaves_its_memory_devices_alone() {
+        let with_device = done(PLAIN, 2, 4096).xml.replace("KiB'>0</requested>", "KiB'>1048576</requested>");
+        let now = xml::definition(&with_device).unwrap();
+        let booted = boots(&with_device, None, Some(3072)).unwrap();
+        let after = xml::definition(&booted.xml).unwrap();
+        assert_eq!(after.plugs[0].requested, now.plugs[0].requested);
+        assert_eq!(after.memory - after.device_size, 2 << 20, "the rest of it: {}", booted.xml);
+        assert_eq!(after.current_memory, 2 << 20);
+        assert!(booted.xml.contains("memory='2097152' unit='KiB'/></numa>"), "its cell: {}", booted.xml);
+        assert!(booted.xml.contains(">5242880</maxMemory>"), "{}", booted.xml);
+        let why = boots(&with_device, None, Some(1024)).unwrap_err();
+        assert!(why.contains("devices alone give it 1024 MiB"), "{why}");
+        let cells = with_device.replace("</numa>", "<cell id='1' memory='1024' unit='KiB'/></numa>");
+        assert!(boots(&cells, None, Some(3072)).unwrap_err().contains("2 NUMA cells"));
+        assert!(boots(&PLAIN.replace("type='kvm'", "type='xen'"), None, Some(1)).unwrap_err().contains("xen"));
     }
 
     #[test]

@@ -150,3 +150,14 @@ fn escapes_from_elsewhere_do_not_reach_the_terminal() {
     let view = view("unchanged", json!([]), json!({"ref": "vm/a\u{1b}[2J", "notes": ["x\u{7}", "y\u{1b}]0;z"]}));
     assert_eq!(operation(&view, None), "vm/a\\u{1b}[2J  unchanged: x\\u{7}\n  note: y\\u{1b}]0;z\n");
 }
+
+#[test]
+fn a_restart_is_told_before_and_after() {
+    let change = || json!([cpus(json!(null), true, true)]);
+    let line = operation(&view("changed", change(), json!({"restart": true})), None);
+    assert_eq!(line, "vm/web  cpus 2 → 4   live and saved, not confirmed by the guest, by a restart, 0.21 s\n");
+    let steps = json!([{"what": "libvirt shutdown (ACPI)", "undo": "libvirt create", "state": "planned"}]);
+    let plan = json!({"restart": true, "dry_run": true, "steps": steps});
+    let planned = operation(&view("planned", change(), plan), None);
+    assert!(planned.starts_with("vm/web  cpus 2 → 4   planned with a restart, nothing is changed\n"), "{planned}");
+}

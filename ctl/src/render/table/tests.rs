@@ -158,3 +158,36 @@ vm    DOWN   libvirt qemu:///system  no\\nanswer
 "
     );
 }
+
+#[test]
+fn what_an_instance_can_become_and_will_become_is_shown_with_the_reasons() {
+    let way = |most: u64, why: &str| json!({"possible": true, "least": 1, "most": most, "why": why});
+    let not = |why: &str| json!({"possible": false, "least": null, "most": null, "why": why});
+    let yes = json!({"possible": true, "least": null, "most": null, "why": null});
+    let memory = json!({"possible": true, "least": 4 << 20, "most": 8_u64 << 30, "why": "its ceiling"});
+    let can = json!({
+        "cpus": {"live": way(4, "its ceiling"), "restart": way(16, "[scaling] max_cpus"), "unlimited": not("a VM has a number")},
+        "cpu_limit": {"live": not("it is stopped"), "restart": yes, "unlimited": yes},
+        "memory": {"live": memory, "restart": memory, "unlimited": not("a VM has an amount")},
+    });
+    let more = json!({"capabilities": can, "size": "standard-2", "next_boot": ["cpus"],
+        "cpus": field(json!(2), json!(2), json!(3)),
+        "loans": [{"operation": "01J", "fields": ["memory"], "due_ms": 0}], "unprepared": null});
+    let shown = show(&instance("vm/web", "running", more), None);
+    for line in [
+        "size standard-2",
+        "next boot: cpus 3",
+        "cpus: live 1 to 4 (its ceiling); by a restart 1 to 16 ([scaling] max_cpus); not without a limit (a VM has a number)",
+        "cpu_limit: not live (it is stopped); by a restart; without a limit",
+        "memory: live 4 MiB to 8 GiB (its ceiling); by a restart 4 MiB to 8 GiB (its ceiling); not without a limit (a VM has an amount)",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} in\n{shown}");
+    }
+    assert!(shown.contains("memory for a time: goes back ") && shown.contains("(01J)"), "{shown}");
+    let listed = list(
+        &[instance("vm/web", "running", json!({"unprepared": "cpus: 2 is its maximum", "size": "s"}))],
+        true,
+        None,
+    );
+    assert!(listed.contains("size s, cpus: 2 is its maximum"), "{listed}");
+}
