@@ -426,8 +426,8 @@ impl<'a> Executor<'a> {
         let reference = &self.operation.reference;
         let detail = format!("{reference} was asked to shut down, and {seen} after {:.1} s", time.as_secs_f32());
         Problem::new(Code::GuestSilent, detail).hint(format!(
-            "nothing was changed. If it goes down by itself later it stays down: ctl start {reference}. A longer stop_timeout \
-             ([[limit]]) gives it more time, --force switches it off when that is over"
+            "nothing was changed. If it goes down in the next minutes all the same, it is started again as it was. A longer \
+             stop_timeout ([[limit]]) gives it more time, --force switches it off when that is over"
         ))
     }
 

@@ -128,6 +128,8 @@ impl fmt::Display for Who {
 pub const REPAIR: &str = "agentd (repair_drift)";
 /// And who takes back what was lent.
 pub const RETURN: &str = "agentd (--for)";
+/// And who starts what went down after its restart was given up.
+pub const RESTART: &str = "agentd (--restart)";
 
 /// What of an instance must still be the same for an undo or a recovery to concern it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -294,6 +296,12 @@ impl Operation {
     /// Whether it takes its instance down and brings it up again.
     pub fn restarts(&self) -> bool {
         self.steps.iter().any(|record| matches!(record.step.action, Action::Boot { .. }))
+    }
+
+    /// Whether it has asked its instance to shut down, and that was not seen to happen.
+    pub fn asked_in_vain(&self) -> bool {
+        let asked = |record: &StepRecord| record.step.action == Action::Shutdown && record.state == StepState::Failed;
+        self.restarts() && self.steps.iter().any(asked)
     }
 
     /// The run that it has brought up is the one that has its values from now on.

@@ -280,6 +280,13 @@ impl Fake {
         let _ = self.announced.send(name.to_owned());
     }
 
+    /// An instance goes down by itself.
+    pub fn go_down(&self, name: &str) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.state = State::Stopped;
+        }
+    }
+
     /// The next look takes this long to come back with what it saw when it began.
     pub fn slow_next_look(&self, time: Duration) {
         *self.slow_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);

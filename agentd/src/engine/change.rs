@@ -210,6 +210,7 @@ impl Engine {
         operation.elapsed_ms = millis(began.elapsed());
         let reply = self.end(&operation, ended, observed.as_ref()).await;
         self.drifted(drift);
+        self.watch_over(&operation);
         if operation.is_open() {
             self.recover(vec![operation]);
         }

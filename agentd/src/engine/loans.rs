@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use agentd_core::access::{Caller, Right};
+use agentd_core::access::Right;
 use agentd_core::api::Loan;
 use agentd_core::error::Code;
 use agentd_core::instance::{InstanceId, Target};
-use agentd_core::operation::{RETURN, Who};
+use agentd_core::operation::RETURN;
 use agentd_core::plan::{Standing, Targets};
 use tokio::time::{Instant, sleep};
 
@@ -46,11 +46,7 @@ impl Engine {
     }
 
     async fn take_back(&self, instance: &InstanceId, loan: &Loan) {
-        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let peer = Peer {
-            caller: Caller { uid, gid, groups: Vec::new() },
-            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: RETURN.into() },
-        };
+        let peer = Peer::itself(RETURN);
         let operation = match self.recorded(&peer, &loan.operation).await {
             Ok(operation) => operation,
             Err(problem) if problem.code == Code::NotFound => {

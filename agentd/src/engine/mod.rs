@@ -7,6 +7,7 @@
 
 mod change;
 mod keys;
+mod late;
 mod loans;
 mod read;
 mod recovery;
@@ -67,6 +68,17 @@ pub struct Peer {
     pub caller: Caller,
     /// What the record keeps.
     pub who: Who,
+}
+
+impl Peer {
+    /// The daemon itself, on record under this command.
+    pub(crate) fn itself(command: &str) -> Self {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        Peer {
+            caller: Caller { uid, gid, groups: Vec::new() },
+            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: command.to_owned() },
+        }
+    }
 }
 
 /// A request that ended badly, with the operation where there is one.

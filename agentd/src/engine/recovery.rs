@@ -182,6 +182,7 @@ impl Engine {
             operation.elapsed_ms = operation.elapsed_ms.max(millis(since));
             let reply = self.end(&operation, ended, observed.as_ref()).await;
             self.drifted(drift);
+            self.watch_over(&operation);
             return reply;
         }
     }

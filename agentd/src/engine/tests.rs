@@ -859,3 +859,29 @@ async fn a_restart_takes_the_right_to_it_and_the_room_for_it() {
     }
     assert_eq!(fake.verbs("web"), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_down_after_its_restart_was_given_up_is_started_again_unless_somebody_wanted_it_down() {
+    for wanted in [false, true] {
+        let mut spec = web(&serde_json::json!([]));
+        spec["instances"][0]["stubborn"] = true.into();
+        let (engine, fake) = engine(spec, CONFIG);
+        submit(&engine, resize(&cold(), SHORT)).await.unwrap_err();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        if wanted {
+            // It is asked once more, by somebody who means it.
+            let view = submit(&engine, ask(Wish::Stop { timeout: Some(SHORT), force: false })).await.unwrap();
+            assert_eq!(view.outcome, Outcome::Pending);
+        }
+        fake.go_down("web");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let now = seen(&fake).await;
+        assert_eq!(now.state, if wanted { State::Stopped } else { State::Running });
+        let newest = engine.store().newest(Some("vm/web".into()), None, None, 1).await.unwrap().remove(0);
+        let expected = if wanted { "test" } else { "agentd (--restart)" };
+        assert_eq!(
+            (newest.who.command.as_str(), newest.outcome),
+            (expected, if wanted { Outcome::Pending } else { Outcome::Changed })
+        );
+    }
+}

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use agentd_core::access::{Caller, Right};
+use agentd_core::access::Right;
 use agentd_core::api::{Apply, Move, ResizeRequest};
 use agentd_core::error::Code;
 use agentd_core::instance::{InstanceId, Kind, Observed, Saved, Target};
-use agentd_core::operation::{REPAIR, Who};
+use agentd_core::operation::REPAIR;
 use agentd_core::units::{Amount, Limit};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -216,11 +216,7 @@ impl Engine {
     async fn repair(&self, observed: &Observed, version: String, moves: &[Move]) -> Vec<Move> {
         let none = Vec::new;
         let reference = &observed.reference;
-        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let peer = Peer {
-            caller: Caller { uid, gid, groups: Vec::new() },
-            who: Who { uid, gid, pid: std::process::id().cast_signed(), command: REPAIR.into() },
-        };
+        let peer = Peer::itself(REPAIR);
         // Where one call does both sides, one request is both.
         let sides: &[Option<bool>] =
             if observed.saved == Saved::Together { &[None] } else { &[Some(true), Some(false)] };

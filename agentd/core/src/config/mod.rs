@@ -200,7 +200,8 @@ impl fmt::Display for VmMemory {
     }
 }
 
-/// `[scaling]`: the bound of every growth but of what is only saved, and of `prepare`; what `prepare` makes room for when it isn't told.
+/// `[scaling]`: the bound of every growth but of what is only saved, and of `prepare`; what `prepare` makes room for when it
+/// isn't told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scaling {
     /// CPUs of one instance. Default: the host's own.

@@ -7,6 +7,7 @@ use super::resize::{Needed, Place};
 use super::steps::steps;
 use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Settle, Step, Targets, UndoClass, Values, describe};
 use crate::api::ResizeRequest;
+use crate::config::Shrink;
 use crate::error::{Code, Numbers, Problem};
 use crate::instance::{Ability, Field, Saved, State, Usage};
 use crate::units::{ByteCount, Cpus, Limit};
@@ -65,7 +66,8 @@ impl ByRestart {
         check_bounds(inputs, &targets)?;
         check_scaling(inputs, &targets)?;
         // What nobody can tell is in use does not outlive the restart.
-        if let Some(aim) = targets.memory.as_ref().filter(|_| up && matches!(observed.used, Usage::Known(_))) {
+        let known = matches!(observed.used, Usage::Known(_)) || inputs.rules.shrink == Shrink::Never;
+        if let Some(aim) = targets.memory.as_ref().filter(|_| up && known) {
             check_shrink(inputs, aim)?;
         }
         let boots_anew = matches!(redefinition, Some(Redefinition::Boot { memory: Some(_), .. }));

@@ -476,3 +476,45 @@ fn vcpus_that_cant_leave_need_a_restart() {
     let by_restart = plan(&web, "", serde_json::json!({"cpus": 1, "restart": "if-needed"})).unwrap();
     assert!(by_restart.restarts());
 }
+
+#[test]
+fn a_restart_is_bound_by_shrink_and_scaling_too() {
+    let mut web = vm();
+    web.memory.live = crate::instance::Ability::No(Code::Unsupported, "it has no balloon device".into());
+    web.used = crate::instance::Usage::Unknown;
+    let less = || serde_json::json!({"memory": "512MiB", "restart": "if-needed"});
+    let made = |config: &str, used: crate::instance::Usage, body: serde_json::Value| {
+        let request = serde_json::from_value(body).unwrap();
+        let seen = crate::instance::Observed { used, ..web.clone() };
+        with(&seen, config, |inputs| {
+            let asked = crate::plan::redefinition(inputs, &request);
+            let headroom = crate::plan::Headroom { cpus: Some(Cpus::whole(64)), memory: Some(MIB(1 << 20)) };
+            let made = crate::plan::Preparation {
+                before: headroom,
+                after: headroom,
+                changes: vec!["all".into()],
+                notes: Vec::new(),
+                old: "old".into(),
+                new: "new".into(),
+            };
+            resize(inputs, &request, asked.is_some().then_some(&made)).map(|plan| plan.restarts())
+        })
+    };
+    use crate::instance::Usage::{Known, Unknown};
+    assert_eq!(made("", Unknown, less()), Ok(true));
+    assert_eq!(made("", Known(MIB(100)), less()), Ok(true));
+    let code = |config, used, body| made(config, used, body).unwrap_err().code;
+    assert_eq!(code("", Known(MIB(500)), less()), Code::BelowMinimum);
+    assert_eq!(code("[[limit]]\nmatch = \"*\"\nshrink = \"never\"\n", Unknown, less()), Code::BelowMinimum);
+    let more = || serde_json::json!({"cpus": 6, "restart": "if-needed"});
+    assert_eq!(code("[scaling]\nmax_cpus = 5\n", Unknown, more()), Code::LimitExceeded);
+    assert_eq!(made("[scaling]\nmax_cpus = 6\n", Unknown, more()), Ok(true));
+    assert_eq!(
+        made(
+            "[[limit]]\nmatch = \"*\"\nlive = false\n",
+            Unknown,
+            serde_json::json!({"cpus": 3, "restart": "if-needed"})
+        ),
+        Ok(true)
+    );
+}

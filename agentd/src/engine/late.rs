@@ -1,0 +1,64 @@
+//! A guest that was asked to shut down for a resize, did not in time, and does a while later: nobody can take that back, and
+//! nobody wanted it to stay down. It is started again, as it was, unless somebody has asked for something else meanwhile.
+
+use std::time::Duration;
+
+use agentd_core::access::Right;
+use agentd_core::instance::{State, Target};
+use agentd_core::operation::{Operation, Outcome, RESTART, same_boot};
+use tokio::time::{Instant, sleep};
+
+use super::{Ask, Engine, Peer, Wish};
+use crate::backend::Look;
+
+/// For how long such a guest is watched. What goes down later does so for reasons of its own.
+const WATCHED: Duration = Duration::from_secs(300);
+/// How often.
+const PAUSE: Duration = Duration::from_secs(2);
+
+impl Engine {
+    /// Watches over the instance of a resize that has asked it to go down and has given up.
+    pub(super) fn watch_over(&self, operation: &Operation) {
+        if operation.outcome == Outcome::RolledBack && operation.asked_in_vain() {
+            let (engine, operation) = (self.clone(), operation.clone());
+            tokio::spawn(async move { engine.start_if_it_goes_down(&operation).await });
+        }
+    }
+
+    async fn start_if_it_goes_down(&self, operation: &Operation) {
+        let instance = operation.instance_id();
+        let end = Instant::now() + WATCHED;
+        while Instant::now() < end {
+            sleep(PAUSE).await;
+            let reference = self.name_now(operation);
+            if self.is_overtaken(operation, reference.as_str()).await {
+                return;
+            }
+            let Ok(seen) = self.observe(instance.kind, &instance.id, Look::Plain).await else { continue };
+            match seen.state {
+                State::Stopped | State::Crashed => {}
+                _ if same_boot(seen.boot.as_deref(), operation.identity.boot.as_deref()) => continue,
+                // Somebody has started it.
+                _ => return,
+            }
+            tracing::warn!(%instance, operation = operation.id, "{reference} went down after its restart was given up: it is started again");
+            let if_version = self.book().get(&instance).map(|known| known.version.clone());
+            let (target, wish) = (Target::Full(seen.reference), Wish::Start);
+            let ask = Ask { target, wish, right: Right::Power, dry_run: false, if_version };
+            let ended = match self.submit(Peer::itself(RESTART), ask, None) {
+                Ok(submitted) => self.reply(submitted).await.map_err(|failure| failure.problem),
+                Err(problem) => Err(problem),
+            };
+            if let Err(problem) = ended {
+                tracing::error!(%instance, "{reference} went down late and could not be started again: {problem}");
+            }
+            return;
+        }
+    }
+
+    /// Whether something else was asked of its instance since, and not refused.
+    async fn is_overtaken(&self, operation: &Operation, reference: &str) -> bool {
+        let newest = self.store().newest(Some(reference.to_owned()), None, None, 5).await.unwrap_or_default();
+        newest.iter().any(|later| later.id > operation.id && later.outcome != Outcome::Refused)
+    }
+}
