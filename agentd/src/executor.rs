@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use agentd_core::api::HoldKind;
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Observed, Ref, Usage};
+use agentd_core::instance::{Observed, Reading, Ref, Usage};
 use agentd_core::operation::{Course, Identity, Operation, Outcome, StepRecord, StepState, same_boot};
 use agentd_core::plan::{
-    Action, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, overwritten, reached,
+    Action, Aim, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, obeyed, overwritten, reached,
     unchanged_since,
 };
 use tokio::time::{Instant, sleep};
@@ -344,11 +344,13 @@ impl<'a> Executor<'a> {
                 return if down { StepEnd::Done } else { StepEnd::Abandoned(why) };
             }
             // It is up with what it was to have, whoever has started it.
-            Err(_)
-                if matches!(action, Action::Boot { .. })
-                    && matches!(self.settle(&action, began).await, Settled::Reached) =>
-            {
-                return StepEnd::Done;
+            Err(_) if matches!(action, Action::Boot { .. }) && self.is_up().await => {
+                let time = self.wait.max(GRACE);
+                if matches!(self.settle(&action, Instant::now() + time).await, Settled::Reached) {
+                    return StepEnd::Done;
+                }
+                let detail = format!("{} was started by somebody else meanwhile", self.operation.reference);
+                return StepEnd::Failed { problem: Problem::new(Code::InvalidState, detail), untouched: true };
             }
             Err(error) => {
                 let untouched = !matches!(error, BackendError::Failed(_));
@@ -363,10 +365,11 @@ impl<'a> Executor<'a> {
             Settle::Guest => self.guest_deadline,
             Settle::Within(time) => began + time,
         };
-        let mut settled = self.settle(if action.starts() { &Action::Start } else { &action }, deadline).await;
+        let mut settled =
+            self.settle_by(if action.starts() { &Action::Start } else { &action }, deadline, obeyed).await;
         if matches!(action, Action::Boot { .. }) && matches!(settled, Settled::Reached) {
             // The guest has only now begun to have time.
-            settled = self.settle(&action, Instant::now() + self.wait).await;
+            settled = self.settle_by(&action, Instant::now() + self.wait, obeyed).await;
         }
         match settled {
             Settled::Reached => StepEnd::Done,
@@ -421,14 +424,18 @@ impl<'a> Executor<'a> {
         }
     }
 
+    async fn is_up(&self) -> bool {
+        self.look().await.is_ok_and(|observed| observed.state.is_up())
+    }
+
     /// A guest that does not shut down, and is not to be switched off.
     fn stays_up(&self, seen: &str, time: Duration) -> Problem {
         let reference = &self.operation.reference;
         let detail = format!("{reference} was asked to shut down, and {seen} after {:.1} s", time.as_secs_f32());
-        Problem::new(Code::GuestSilent, detail).hint(format!(
+        Problem::new(Code::GuestSilent, detail).hint(
             "nothing was changed. If it goes down in the next minutes all the same, it is started again as it was. A longer \
-             stop_timeout ([[limit]]) gives it more time, --force switches it off when that is over"
-        ))
+             stop_timeout ([[limit]]) gives it more time, --force switches it off when that is over",
+        )
     }
 
     /// A guest that was given time and whose balloon driver gave no sign of life.
@@ -439,6 +446,10 @@ impl<'a> Executor<'a> {
 
     /// Looks until an action's effect is seen, or until `deadline`.
     async fn settle(&self, action: &Action, deadline: Instant) -> Settled {
+        self.settle_by(action, deadline, reached).await
+    }
+
+    async fn settle_by(&self, action: &Action, deadline: Instant, judge: fn(&Action, &Observed) -> Reached) -> Settled {
         let mut pause = FIRST_PAUSE;
         loop {
             let over = Instant::now() >= deadline;
@@ -447,7 +458,7 @@ impl<'a> Executor<'a> {
                     if let Some(why) = self.replaced(&observed, action) {
                         return Settled::Abandoned(why);
                     }
-                    match reached(action, &observed) {
+                    match judge(action, &observed) {
                         Reached::Yes => return Settled::Reached,
                         // Engines may answer a moment before what they answer can be read; a refusal is final only late.
                         Reached::No(seen) if over => {
@@ -546,7 +557,9 @@ impl<'a> Executor<'a> {
                 matches!(record.step.action, Action::Shutdown | Action::Kill) && record.state == StepState::Undone
             };
             if self.operation.steps.iter().any(restarted) {
-                cause.detail = format!("{}; {} runs again as it was before", cause.detail, self.operation.reference);
+                let runs =
+                    if self.operation.targets.differed() { "with what was saved of it" } else { "as it was before" };
+                cause.detail = format!("{}; {} runs again {runs}", cause.detail, self.operation.reference);
             }
             self.operation.fail(if gone { Outcome::Abandoned } else { Outcome::RolledBack }, &cause);
             return Ended { problem: Some(cause), hold: None };
@@ -597,6 +610,10 @@ impl<'a> Executor<'a> {
                 (is_failed || step.action.starts()) && !matches!(reached(&step.action, &observed), Reached::Yes);
             return if nothing { Ok(()) } else { Err(Stuck::Left(format!("{what} can't be taken back"))) };
         };
+        if undo.starts() && !self.runs_as_before(&observed) {
+            let why = "it was started by somebody else, and does not run with what it had";
+            return Err(Stuck::Left(format!("{what} was not taken back: {why}")));
+        }
         let stands_unseen = self.recovering && may_stand_unseen(&step.action, &observed);
         if reached(&undo, &observed) == Reached::Yes && !stands_unseen {
             // It failed and left nothing behind, or was taken back before, or by somebody else.
@@ -654,6 +671,21 @@ impl<'a> Executor<'a> {
             (Ok(()), Settled::Abandoned(_)) => Err(Stuck::Gone),
             (Err(error), _) => Err(Stuck::Left(format!("taking back {what} failed: {error}"))),
         }
+    }
+
+    /// Whether what is up has, of what was to be changed, what ran or what was saved before.
+    fn runs_as_before(&self, observed: &Observed) -> bool {
+        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>) -> bool {
+            aim.is_none_or(|aim| {
+                let now = reading.accepted;
+                now.is_none() || now == aim.before || now == aim.saved_before || now != Some(aim.requested)
+            })
+        }
+        let targets = &self.operation.targets;
+        !observed.state.is_up()
+            || (one(targets.cpus, &observed.cpus)
+                && one(targets.cpu_limit, &observed.cpu_limit)
+                && one(targets.memory, &observed.memory))
     }
 
     async fn apply(&self, action: &Action) -> Result<(), BackendError> {

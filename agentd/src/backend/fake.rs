@@ -411,7 +411,7 @@ impl Definition {
     }
 
     fn headroom(self) -> Headroom {
-        Headroom { cpus: Some(self.max_cpus), memory: Some(self.max_memory) }
+        Headroom { cpus: Some(self.max_cpus), memory: Some(self.max_memory), boots_with: None }
     }
 }
 
@@ -572,8 +572,8 @@ impl Backend for Fake {
             serde_json::to_value(definition).map_err(|error| BackendError::Failed(error.to_string()))
         };
         let changes = if new == old { Vec::new() } else { vec!["its definition".into()] };
-        let (before, after) = (old.headroom(), new.headroom());
-        Ok(Preparation { before, after, changes, notes: Vec::new(), old: value(old)?, new: value(new)? })
+        let (of, before, after) = (*redefinition, old.headroom(), new.headroom());
+        Ok(Preparation { of, before, after, changes, notes: Vec::new(), old: value(old)?, new: value(new)? })
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {

@@ -104,6 +104,7 @@ impl Engine {
         }
 
         if ask.dry_run {
+            let seen = self.look_closer(&ask, seen).await?;
             let ask = self.with_definition(ask, &seen).await?;
             let observed = self.prepare_to_plan(&ask, seen).await?;
             let (plan, observed) = self.plan_on(&self.book(), &peer, &ask, &observed)?;
@@ -129,6 +130,13 @@ impl Engine {
             return Err(problem.into());
         }
 
+        let seen = match self.look_closer(&ask, seen.clone()).await {
+            Ok(seen) => seen,
+            Err(problem) => {
+                self.record_refusal(&id, &peer, &ask, &seen, &problem, key).await;
+                return Err(problem.into());
+            }
+        };
         let ask = match self.with_definition(ask.clone(), &seen).await {
             Ok(ask) => ask,
             Err(problem) => {
@@ -329,20 +337,22 @@ impl Engine {
         Ok((plan, observed))
     }
 
-    /// Sees to it that what the plan will need is fresh: the inventory where the change grows, what the guest uses where it
-    /// shrinks.
-    async fn prepare_to_plan(&self, ask: &Ask, mut seen: Observed) -> Result<Observed, Problem> {
+    /// Where a plan turns on what the guest uses, and that is not known, asks the guest for it.
+    async fn look_closer(&self, ask: &Ask, seen: Observed) -> Result<Observed, Problem> {
         check_version(&self.book(), ask, &seen)?;
-        let mut planned = self.plan_now(ask, &seen);
+        let planned = self.plan_now(ask, &seen);
         let about_use = matches!(&planned, Err(p) if matches!(p.code, Code::BelowMinimum | Code::GuestSilent));
-        if about_use && !matches!(seen.used, Usage::Known(_)) && seen.state == State::Running {
-            let closer = self.observe(seen.reference.kind(), seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
-            if closer.instance_id() != seen.instance_id() {
-                return Err(another_by_now(&closer));
-            }
-            seen = closer;
-            planned = self.plan_now(ask, &seen);
+        if !about_use || matches!(seen.used, Usage::Known(_)) || seen.state != State::Running {
+            return Ok(seen);
         }
+        let closer = self.observe(seen.reference.kind(), seen.reference.name(), Look::Usage(USAGE_TIME)).await?;
+        if closer.instance_id() == seen.instance_id() { Ok(closer) } else { Err(another_by_now(&closer)) }
+    }
+
+    /// Sees to it that the inventory is fresh where the change grows.
+    async fn prepare_to_plan(&self, ask: &Ask, seen: Observed) -> Result<Observed, Problem> {
+        check_version(&self.book(), ask, &seen)?;
+        let planned = self.plan_now(ask, &seen);
         match planned {
             Ok(plan) => {
                 if grows(self.book().ledger().charge(&seen.instance_id()), plan.charge) {

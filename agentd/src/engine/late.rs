@@ -1,5 +1,6 @@
 //! A guest that was asked to shut down for a resize, did not in time, and does a while later: nobody can take that back, and
 //! nobody wanted it to stay down. It is started again, as it was, unless somebody has asked for something else meanwhile.
+//! Whether it was that request it obeyed, or somebody who switched it off past agentd, nobody can tell: hence a few minutes.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Ask, Engine, Peer, Wish};
 use crate::backend::Look;
+use crate::clock::now_ms;
 
 /// For how long such a guest is watched. What goes down later does so for reasons of its own.
 const WATCHED: Duration = Duration::from_secs(300);
@@ -25,9 +27,17 @@ impl Engine {
         }
     }
 
+    /// Takes up what an earlier life of the daemon was watching over.
+    pub(super) async fn watch_over_again(&self) {
+        let newest = self.store().newest(None, None, None, 200).await.unwrap_or_default();
+        newest.iter().for_each(|operation| self.watch_over(operation));
+    }
+
     async fn start_if_it_goes_down(&self, operation: &Operation) {
         let instance = operation.instance_id();
-        let end = Instant::now() + WATCHED;
+        let ended = operation.started_ms.saturating_add(operation.elapsed_ms);
+        let since = Duration::from_millis(now_ms().saturating_sub(ended));
+        let end = Instant::now() + WATCHED.saturating_sub(since);
         while Instant::now() < end {
             sleep(PAUSE).await;
             let reference = self.name_now(operation);
@@ -58,7 +68,7 @@ impl Engine {
 
     /// Whether something else was asked of its instance since, and not refused.
     async fn is_overtaken(&self, operation: &Operation, reference: &str) -> bool {
-        let newest = self.store().newest(Some(reference.to_owned()), None, None, 5).await.unwrap_or_default();
+        let newest = self.store().newest(Some(reference.to_owned()), None, None, 100).await.unwrap_or_default();
         newest.iter().any(|later| later.id > operation.id && later.outcome != Outcome::Refused)
     }
 }

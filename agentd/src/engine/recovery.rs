@@ -82,6 +82,7 @@ impl Engine {
             self.recover_in_order(operations, replies);
         }
         self.inner.restored.store(true, Ordering::Release);
+        self.watch_over_again().await;
         Ok(())
     }
 

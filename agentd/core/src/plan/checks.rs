@@ -232,18 +232,29 @@ pub(super) fn admit_restart(inputs: &Inputs<'_>, targets: &Targets, boots_anew: 
     let (observed, instance) = (inputs.observed, inputs.observed.instance_id());
     let now = inputs.ledger.charge(&instance);
     let (mut wanted, mut checked) = (admission::start_charge(observed, inputs.config), now);
+    // What is not asked for starts with what is saved, which nobody has admitted yet.
+    if more_is_saved(&observed.cpus) {
+        checked.cpus = wanted.cpus;
+    }
+    if more_is_saved(&observed.memory) {
+        checked.memory = wanted.memory;
+    }
     if let Some(cpus) = targets.cpus.and_then(|aim| aim.requested.at()) {
         (wanted.cpus, checked.cpus) = (cpus, cpus);
     }
     if let Some(Limit::At(memory)) = targets.memory.map(|aim| aim.requested) {
         let boots_with = observed.demand.memory.and_then(Limit::at).filter(|_| !boots_anew);
         wanted.memory = admission::charged_memory(observed, boots_with.unwrap_or(memory).max(memory), inputs.config);
-        if observed.memory.accepted.and_then(Limit::at).is_none_or(|now| memory > now) {
-            checked.memory = wanted.memory;
-        }
+        let grows = observed.memory.accepted.and_then(Limit::at).is_none_or(|now| memory > now);
+        checked.memory = if grows { wanted.memory } else { now.memory };
     }
     inputs.ledger.check(&instance, checked).map_err(|refused| admission::refusal(inputs, &refused, checked))?;
     Ok(wanted.max(now))
+}
+
+fn more_is_saved<T: Copy + Ord>(reading: &Reading<T>) -> bool {
+    let (saved, now) = (reading.persistent.and_then(Limit::at), reading.accepted.and_then(Limit::at));
+    saved.zip(now).is_some_and(|(saved, now)| saved > now)
 }
 
 /// `[scaling]` and the host's own size.

@@ -28,7 +28,9 @@ pub use capabilities::capabilities;
 pub use power::{start, stop};
 pub use prepare::{Preparation, headroom, prepare};
 pub use resize::{redefinition, resize};
-pub use settle::{Reached, may_be_ours, may_stand_unseen, overwritten, reached, same_cpu_time, unchanged_since};
+pub use settle::{
+    Reached, may_be_ours, may_stand_unseen, obeyed, overwritten, reached, same_cpu_time, unchanged_since,
+};
 pub use undo::undo;
 pub use words::describe;
 
@@ -141,6 +143,9 @@ pub struct Headroom {
     pub cpus: Option<Cpus>,
     /// Memory.
     pub memory: Option<ByteCount>,
+    /// The memory that the next start gives, where that is what it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boots_with: Option<ByteCount>,
 }
 
 /// What a VM's saved definition is to be changed to; an absent field stays.
@@ -354,6 +359,14 @@ impl Targets {
             plugged: None,
         };
         values.are_observed(Scope::Live, observed)
+    }
+
+    /// Whether what ran before differed from what was saved.
+    pub fn differed(&self) -> bool {
+        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>) -> bool {
+            aim.is_some_and(|aim| aim.live && aim.saved && aim.before != aim.saved_before)
+        }
+        one(self.cpus) || one(self.cpu_limit) || one(self.memory)
     }
 
     /// Whether every value is one of before or the one asked for: nobody else has set any.

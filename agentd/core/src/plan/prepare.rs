@@ -1,7 +1,7 @@
 //! The plan of a prepare: headroom in a VM's saved definition, for growth without a restart after the next one. What the
 //! definition becomes is worked out by the backend, whose format it is; how far it may go is decided here.
 
-use super::{Action, Headroom, Inputs, Plan, Settle, Step, UndoClass, Verb, describe};
+use super::{Action, Headroom, Inputs, Plan, Redefinition, Settle, Step, UndoClass, Verb, describe};
 use crate::api::PrepareRequest;
 use crate::error::{Code, Problem};
 use crate::instance::{Kind, Ref, Saved};
@@ -10,6 +10,8 @@ use crate::units::{ByteCount, Cpus};
 /// What a backend made of a definition.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preparation {
+    /// What was asked for.
+    pub of: Redefinition,
     /// What the definition says before and after.
     pub before: Headroom,
     /// After.
@@ -86,6 +88,7 @@ pub fn headroom(inputs: &Inputs<'_>, request: &PrepareRequest) -> Result<(Headro
         Headroom {
             cpus: Some(cpus).filter(|_| !one || request.max_cpus.is_some()),
             memory: Some(memory).filter(|_| !one || request.max_memory.is_some()),
+            boots_with: None,
         },
         notes,
     ))
@@ -127,7 +130,7 @@ mod tests {
         let (all, notes) = asked(&vm(), config, serde_json::json!({})).unwrap();
         assert_eq!((all.cpus, all.memory, notes.len()), (Some(Cpus::whole(6)), Some(MIB(8192)), 0));
         let (one, notes) = asked(&vm(), config, serde_json::json!({"max_cpus": 4})).unwrap();
-        assert_eq!((one, notes.len()), (Headroom { cpus: Some(Cpus::whole(4)), memory: None }, 0));
+        assert_eq!((one, notes.len()), (Headroom { cpus: Some(Cpus::whole(4)), ..Headroom::default() }, 0));
         let (less, notes) = asked(&vm(), config, serde_json::json!({"max_memory": "9GiB"})).unwrap();
         assert_eq!((less.memory, notes.len()), (Some(MIB(8192)), 1));
         let code = |observed: Observed, body| asked(&observed, config, body).unwrap_err().code;
@@ -138,9 +141,10 @@ mod tests {
 
     #[test]
     fn what_is_seen_of_it_is_the_ceiling_of_what_is_saved() {
-        let now = Headroom { cpus: Some(Cpus::whole(4)), memory: Some(MIB(2048)) };
-        let after = Headroom { cpus: Some(Cpus::whole(8)), memory: Some(MIB(4096)) };
+        let now = Headroom { cpus: Some(Cpus::whole(4)), memory: Some(MIB(2048)), boots_with: None };
+        let after = Headroom { cpus: Some(Cpus::whole(8)), memory: Some(MIB(4096)), boots_with: None };
         let made = Preparation {
+            of: Redefinition::Headroom(after),
             before: now,
             after,
             changes: vec!["<vcpu>: 8".into()],

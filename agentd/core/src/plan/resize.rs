@@ -64,7 +64,7 @@ fn way(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Way, Problem> {
     }
     let mut plan = match complete(inputs, plan, place, |scope, values| Action::Set { scope, values }) {
         Err(refused) if request.restart == Restart::IfNeeded && restart::may_help(inputs, &refused) => {
-            return Ok(Way::Restart(Box::new(ByRestart::new(inputs, request, unplanned)?)));
+            return Ok(Way::Restart(Box::new(ByRestart::new(inputs, request, unplanned, refused)?)));
         }
         planned => planned?,
     };

@@ -1,6 +1,8 @@
 //! The plan of a resize that can't be made live: down, saved anew, up again, with what was asked for. Only where the caller
 //! has allowed a restart by name, and hard only where also that was allowed. What was down stays down.
 
+use std::fmt::Display;
+
 use super::checks::{able, admit_restart, check_bounds, check_scaling, check_shrink};
 use super::power::{KILL_TIME, START_TIME};
 use super::resize::{Needed, Place};
@@ -9,7 +11,7 @@ use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Settle, Step, 
 use crate::api::ResizeRequest;
 use crate::config::Shrink;
 use crate::error::{Code, Numbers, Problem};
-use crate::instance::{Ability, Field, Saved, State, Usage};
+use crate::instance::{Ability, Field, Reading, Saved, State, Usage};
 use crate::units::{ByteCount, Cpus, Limit};
 
 /// What a VM boots with is counted by that much: QEMU's machines take no less.
@@ -34,8 +36,17 @@ pub(super) struct ByRestart {
 
 impl ByRestart {
     /// What has to be done for these targets, which could not be reached live.
-    pub(super) fn new(inputs: &Inputs<'_>, request: &ResizeRequest, mut plan: Plan) -> Result<Self, Problem> {
+    pub(super) fn new(
+        inputs: &Inputs<'_>,
+        request: &ResizeRequest,
+        mut plan: Plan,
+        refused: Problem,
+    ) -> Result<Self, Problem> {
         let observed = inputs.observed;
+        // What its engine can't do for any run of it no restart brings.
+        if plan.targets.cpu_limit.is_some() && matches!(observed.cpu_limit.live, Ability::No(Code::Unsupported, _)) {
+            return Err(refused);
+        }
         let targets = &mut plan.targets;
         let beyond =
             |value: Option<Cpus>| value.filter(|value| observed.cpus.saved_ceiling.is_none_or(|most| *value > most));
@@ -48,6 +59,8 @@ impl ByRestart {
             // What no balloon gives back is what it boots with.
             if beyond || matches!(observed.memory.live, Ability::No(Code::Unsupported, _)) {
                 memory = Some(boots_with(aim, wanted, &mut plan.notes)?);
+            } else if let Some(fits) = observed.saved_parts.and_then(|parts| parts.fit(wanted)) {
+                in_blocks(aim, wanted, fits, &mut plan.notes);
             }
         }
         let redefinition = (cpus.is_some() || memory.is_some()).then_some(Redefinition::Boot { cpus, memory });
@@ -83,7 +96,8 @@ impl ByRestart {
             }
         }
         if redefinition.is_some() {
-            let Some(made) = made else {
+            // It may have been made for something else than what is aimed at by now.
+            let Some(made) = made.filter(|made| Some(made.of) == redefinition) else {
                 return Err(
                     Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference)).hint("ask again")
                 );
@@ -116,6 +130,9 @@ impl ByRestart {
             let how =
                 if force { "it is restarted, hard where it does not shut down in time" } else { "it is restarted" };
             plan.notes.push(format!("{} can't get this live: {how}", observed.reference));
+            also_saved("cpus", targets.cpus.is_none(), &observed.cpus, &mut plan.notes);
+            also_saved("cpu_limit", targets.cpu_limit.is_none(), &observed.cpu_limit, &mut plan.notes);
+            also_saved("memory", targets.memory.is_none(), &observed.memory, &mut plan.notes);
         }
         Ok(plan)
     }
@@ -131,6 +148,23 @@ fn boots_with(aim: &mut Aim<ByteCount>, wanted: ByteCount, notes: &mut Vec<Strin
     }
     (aim.requested, aim.saved_requested) = (Limit::At(boot), None);
     Ok(boot)
+}
+
+/// What is plugged comes in blocks.
+fn in_blocks(aim: &mut Aim<ByteCount>, wanted: ByteCount, fits: ByteCount, notes: &mut Vec<String>) {
+    if fits != wanted {
+        notes.push(format!("memory {wanted} is rounded up to {fits}: it is plugged in blocks"));
+    }
+    (aim.requested, aim.saved_requested) = (Limit::At(fits), None);
+}
+
+/// A restart brings all that is saved, asked for or not.
+fn also_saved<T: Copy + PartialEq + Display>(name: &str, unnamed: bool, reading: &Reading<T>, notes: &mut Vec<String>) {
+    if let (true, Some(now), Some(saved)) = (unnamed, reading.accepted, reading.persistent)
+        && now != saved
+    {
+        notes.push(format!("it then also has what was saved before: {name} {now} → {saved}"));
+    }
 }
 
 /// The definition that was made must let it have what was asked for.

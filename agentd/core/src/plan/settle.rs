@@ -46,12 +46,12 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
                 cpu_limit.map(|want| field("cpu_limit", scope, want, &observed.cpu_limit, observed, same_cpu_time)),
                 memory.map(|want| field("memory", scope, want, &observed.memory, observed, |a, b| a == b)),
             ];
-            let online = (scope == Scope::Live).then(|| online(values.cpus, observed)).flatten();
-            fields.into_iter().flatten().chain(online).fold(Reached::Yes, worse)
+            fields.into_iter().flatten().fold(Reached::Yes, worse)
         }
         Action::Define { headroom, .. } => {
             let (cpus, memory) = (observed.cpus.saved_ceiling, observed.memory.saved_ceiling);
-            if (cpus, memory) == (headroom.cpus, headroom.memory) {
+            let boots = headroom.boots_with.is_none_or(|boot| observed.memory.persistent == Some(Limit::At(boot)));
+            if boots && (cpus, memory) == (headroom.cpus, headroom.memory) {
                 return Reached::Yes;
             }
             let told = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
@@ -77,11 +77,20 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
     }
 }
 
-/// vCPUs that are there and that the guest, where it can be asked, doesn't use.
-fn online(want: Option<Limit<Cpus>>, observed: &Observed) -> Option<Reached> {
-    let there = want.filter(|want| observed.reference.kind() == Kind::Vm && observed.cpus.observed == Some(*want))?;
-    let online = observed.cpus.confirmed.filter(|online| *online != there)?;
-    Some(Reached::NotYet(format!("the guest has {online} of its {there} vCPUs online")))
+/// The same, and that the guest has obeyed where it can be asked: vCPUs may be there and not be used. Not of what is taken
+/// back: what was offline before may stay so.
+pub fn obeyed(action: &Action, observed: &Observed) -> Reached {
+    let cpus = match action {
+        Action::Set { scope: Scope::Live, values } | Action::Boot { values } => values.cpus,
+        _ => None,
+    };
+    let there = cpus.filter(|want| observed.reference.kind() == Kind::Vm && observed.cpus.observed == Some(*want));
+    match (reached(action, observed), there, observed.cpus.confirmed) {
+        (Reached::Yes, Some(there), Some(online)) if online != there => {
+            Reached::NotYet(format!("the guest has {online} of its {there} vCPUs online"))
+        }
+        (reached, ..) => reached,
+    }
 }
 
 /// Whether what a step set is still what is there: only then may its undo run.

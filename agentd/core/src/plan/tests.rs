@@ -488,8 +488,10 @@ fn a_restart_is_bound_by_shrink_and_scaling_too() {
         let seen = crate::instance::Observed { used, ..web.clone() };
         with(&seen, config, |inputs| {
             let asked = crate::plan::redefinition(inputs, &request);
-            let headroom = crate::plan::Headroom { cpus: Some(Cpus::whole(64)), memory: Some(MIB(1 << 20)) };
+            let headroom =
+                crate::plan::Headroom { cpus: Some(Cpus::whole(64)), memory: Some(MIB(1 << 20)), boots_with: None };
             let made = crate::plan::Preparation {
+                of: asked.unwrap_or(crate::plan::Redefinition::Boot { cpus: None, memory: None }),
                 before: headroom,
                 after: headroom,
                 changes: vec!["all".into()],

@@ -28,6 +28,15 @@ pub(super) enum Done {
         /// Where it is to go.
         target: u64,
     },
+    /// It was started, and its balloon is to go from here to there, KiB.
+    Booted {
+        /// Which start that was.
+        boot: String,
+        /// What it boots with.
+        from: u64,
+        /// What it is to have.
+        target: u64,
+    },
     /// The number of vCPUs was set.
     Vcpus,
     /// The guest has not given its vCPUs up in libvirt's time, with libvirt's words.
@@ -47,9 +56,10 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
         Action::Restore { scope, values, native, .. } => set(job, &domain, identity, *scope, values, Some(native)),
         Action::Define { definition, before, .. } => define(job, &domain, definition, before),
         Action::Start | Action::Boot { .. } => {
+            let saved = xml::definition(&domain.xml(true)?).ok();
             job.about_to_change();
             domain.create()?;
-            Ok(Done::Plain)
+            Ok(saved.and_then(|saved| booted(job, &domain, identity, &saved)).unwrap_or(Done::Plain))
         }
         Action::Shutdown | Action::Kill => {
             check_boot(job, &domain, identity)?;
@@ -64,6 +74,18 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
     }
 }
 
+/// What a start has asked of the guest's balloon: it boots with all, and is to give back what is not saved for it.
+fn booted(job: &Job<'_>, domain: &Domain, identity: &Identity, saved: &Definition) -> Option<Done> {
+    let from = saved.memory.checked_sub(saved.device_size)?;
+    let target = saved.current_memory;
+    if !saved.balloon || target >= from {
+        return None;
+    }
+    let start = process::find(job.pid_dirs, &domain.name().ok()?, &identity.id).map(|process| process.start);
+    let boot = reading::boot(domain.id(), start)?;
+    Some(Done::Booted { boot, from, target })
+}
+
 /// What becomes of its saved definition.
 pub(super) fn redefined(job: &Job<'_>, identity: &Identity, wanted: &Redefinition) -> Result<Preparation, Fail> {
     let domain = job.connect.by_uuid(&identity.id)?;
@@ -73,7 +95,7 @@ pub(super) fn redefined(job: &Job<'_>, identity: &Identity, wanted: &Redefinitio
     let vcpus = |cpus: Option<Cpus>| cpus.and_then(Cpus::as_whole).and_then(|count| u32::try_from(count).ok());
     let kib = |memory: Option<ByteCount>| memory.map(|memory| memory.bytes() >> 10);
     let prepared = match wanted {
-        Redefinition::Headroom(Headroom { cpus, memory }) => {
+        Redefinition::Headroom(Headroom { cpus, memory, .. }) => {
             prepare(&old, Wish { vcpus: vcpus(*cpus), memory: kib(*memory) }, most)
         }
         Redefinition::Boot { cpus, memory } => {
@@ -84,9 +106,15 @@ pub(super) fn redefined(job: &Job<'_>, identity: &Identity, wanted: &Redefinitio
     let (before, after) = (xml::definition(&old).map_err(refused)?, xml::definition(&prepared.xml).map_err(refused)?);
     let native =
         Native { max_vcpus: Some(after.max_vcpus), memory: Some(reading::saved_ceiling(&after)), xml: prepared.xml };
+    let boots_anew = matches!(wanted, Redefinition::Boot { memory: Some(_), .. });
+    let headroom = |of: &Definition| Headroom {
+        boots_with: boots_anew.then(|| reading::saved_bytes(of)),
+        ..reading::headroom(of)
+    };
     Ok(Preparation {
-        before: reading::headroom(&before),
-        after: reading::headroom(&after),
+        of: *wanted,
+        before: headroom(&before),
+        after: headroom(&after),
         changes: prepared.changes,
         notes: prepared.notes,
         old: json!(Native { max_vcpus: None, memory: None, xml: old }),
@@ -126,8 +154,8 @@ fn define(
     let now = domain.whole_xml()?;
     let same = match (before.max_vcpus, before.memory) {
         (Some(vcpus), Some(memory)) => {
-            let now = xml::definition(&now).map_err(BackendError::Failed)?;
-            (now.max_vcpus, reading::saved_ceiling(&now)) == (vcpus, memory)
+            let told = xml::definition(&now).map_err(BackendError::Failed)?;
+            (told.max_vcpus, reading::saved_ceiling(&told)) == (vcpus, memory) && rest(&now) == rest(&before.xml)
         }
         _ => now == before.xml,
     };
@@ -138,6 +166,42 @@ fn define(
     job.about_to_change();
     job.connect.define(&definition.xml)?;
     Ok(Done::Plain)
+}
+
+/// What of a definition is none of ours: its tags and texts without those that a redefinition changes, and without the places
+/// on the PCI bus that libvirt gives to new devices.
+fn rest(xml: &str) -> Vec<&str> {
+    const OURS: [&str; 15] = [
+        "memory",
+        "currentMemory",
+        "maxMemory",
+        "vcpu",
+        "vcpus",
+        "topology",
+        "cpu",
+        "numa",
+        "cell",
+        "size",
+        "node",
+        "block",
+        "requested",
+        "/target",
+        "/controller",
+    ];
+    let is_ours = |piece: &str| {
+        let tag = piece.rsplit_once('<').map_or("", |(_, tag)| tag);
+        let name = tag.split([' ', '/']).find(|name| !name.is_empty()).unwrap_or_default();
+        let closes = tag.strip_prefix('/').map(|name| format!("/{name}"));
+        OURS.contains(&name)
+            || closes.is_some_and(|closes| OURS.contains(&closes.as_str()))
+            || tag == "target"
+            || tag.starts_with("target chassis=")
+            || tag.starts_with("address type='pci'")
+            || tag.starts_with("address type='dimm'")
+            || tag.starts_with("controller type='pci'")
+            || tag.starts_with("model name='pci")
+    };
+    xml.split('>').map(str::trim).filter(|piece| !piece.is_empty() && !is_ours(piece)).collect()
 }
 
 fn check_boot(job: &Job<'_>, domain: &Domain, identity: &Identity) -> Result<(), Fail> {
@@ -224,7 +288,10 @@ fn device(definition: &Definition, xml: &str, plugged: ByteCount) -> Result<Stri
 
 fn set_vcpus(job: &Job<'_>, domain: &Domain, flags: Flags, count: u32) -> Result<Done, Fail> {
     // What a boot brings could else not be taken away again while it runs. Needs ACPI, and a driver that knows of it.
-    let takes_back = flags == CONFIG && xml::definition(&domain.xml(true)?).is_ok_and(|saved| saved.acpi);
+    let takes_back = flags == CONFIG && {
+        let saved = domain.xml(true)?;
+        saved.contains("arch='x86_64'") && xml::definition(&saved).is_ok_and(|saved| saved.acpi)
+    };
     job.about_to_change();
     if takes_back && domain.set_vcpus(count, CONFIG | ffi::HOTPLUGGABLE).is_ok() {
         return Ok(Done::Plain);
@@ -287,4 +354,35 @@ fn memory_kib(memory: Limit<ByteCount>) -> Result<u64, BackendError> {
 fn vcpu_count(cpus: Limit<Cpus>) -> Result<u32, BackendError> {
     let whole = cpus.at().and_then(Cpus::as_whole).and_then(|count| u32::try_from(count).ok());
     whole.ok_or_else(|| BackendError::Unsupported(format!("a VM has a whole number of vCPUs, not {cpus}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rest;
+
+    const DOMAIN: &str = "<domain type='kvm'>\n  <name>web</name>\n  <memory unit='KiB'>1</memory>\n  <vcpu current='1'>2</vcpu>\n
+        <devices>\n<disk type='file'><target dev='sda' bus='sata'/></disk>\n<controller type='scsi'/></devices>\n</domain>";
+
+    #[test]
+    fn what_a_redefinition_changes_is_not_the_rest_and_all_else_is() {
+        let ours = DOMAIN
+            .replace("'KiB'>1<", "'KiB'>2048<")
+            .replace("<vcpu current='1'>2<", "<maxMemory slots='16'>9</maxMemory><vcpu>8<")
+            .replace(
+                "<devices>",
+                "<cpu><numa><cell id='0'/></numa></cpu><devices><memory model='virtio-mem'><target><size unit='KiB'>4</size>\
+                 <node>0</node></target><address type='pci' slot='0x1'/></memory><controller type='pci' index='1'>\
+                 <model name='pcie-root-port'/><target chassis='1'/></controller>",
+            );
+        assert_eq!(rest(&ours), rest(DOMAIN));
+        for (from, to) in [
+            ("web", "db"),
+            ("sda", "sdb"),
+            ("<disk ", "<disk type='block'/><disk "),
+            ("type='scsi'", "type='usb'"),
+            ("</devices>", "<interface type='user'/></devices>"),
+        ] {
+            assert_ne!(rest(&DOMAIN.replace(from, to)), rest(DOMAIN), "{to}");
+        }
+    }
 }

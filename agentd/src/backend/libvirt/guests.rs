@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 
 /// How long a guest agent that did not answer is not asked again.
 const LEFT_ALONE: Duration = Duration::from_secs(120);
+/// With so many that hang no agent is asked at all: each holds one of libvirt's workers.
+const MOST_HANGING: usize = 3;
 
 /// By UUID.
 #[derive(Debug, Default)]
 pub(super) struct Guests {
     still: HashMap<String, Still>,
     deaf: HashMap<String, Instant>,
+    /// Agents that are being asked, and whether their answer is overdue.
+    asked: HashMap<String, bool>,
 }
 
 /// A balloon that was seen at this size ever since.
@@ -42,15 +46,31 @@ impl Guests {
         self.still.get(uuid).copied()
     }
 
-    /// An agent did not answer.
-    pub(super) fn agent_is_deaf(&mut self, uuid: &str, now: Instant) {
-        self.deaf.insert(uuid.to_owned(), now + LEFT_ALONE);
+    /// Whether an agent may be asked now; then it is, until it has returned.
+    pub(super) fn ask_agent(&mut self, uuid: &str, now: Instant) -> bool {
+        self.deaf.retain(|_, until| now < *until);
+        let hanging = self.asked.values().filter(|overdue| **overdue).count();
+        if self.deaf.contains_key(uuid) || self.asked.contains_key(uuid) || hanging >= MOST_HANGING {
+            return false;
+        }
+        self.asked.insert(uuid.to_owned(), false);
+        true
     }
 
-    /// Whether an agent has not answered of late.
-    pub(super) fn is_deaf(&mut self, uuid: &str, now: Instant) -> bool {
-        self.deaf.retain(|_, until| now < *until);
-        self.deaf.contains_key(uuid)
+    /// A call to an agent has come back, with an answer or without.
+    pub(super) fn agent_returned(&mut self, uuid: &str) {
+        self.asked.remove(uuid);
+    }
+
+    /// An agent did not answer: the call has `returned`, or is overdue.
+    pub(super) fn agent_is_deaf(&mut self, uuid: &str, now: Instant, returned: bool) {
+        self.deaf.insert(uuid.to_owned(), now + LEFT_ALONE);
+        if returned {
+            // It may never have been begun.
+            self.asked.remove(uuid);
+        } else if let Some(overdue) = self.asked.get_mut(uuid) {
+            *overdue = true;
+        }
     }
 
     /// Forgets the domains that are gone.
@@ -77,7 +97,22 @@ mod tests {
     #[test]
     fn a_deaf_agent_is_asked_again_after_a_while() {
         let (mut guests, now) = (Guests::default(), Instant::now());
-        guests.agent_is_deaf("a", now);
-        assert!(guests.is_deaf("a", now) && !guests.is_deaf("b", now) && !guests.is_deaf("a", now + LEFT_ALONE));
+        assert!(guests.ask_agent("a", now) && !guests.ask_agent("a", now), "one question at a time");
+        guests.agent_returned("a");
+        guests.agent_is_deaf("a", now, true);
+        assert!(!guests.ask_agent("a", now) && guests.ask_agent("b", now) && guests.ask_agent("a", now + LEFT_ALONE));
+    }
+
+    #[test]
+    fn agents_that_hang_hold_up_agents_only_and_few() {
+        let (mut guests, now) = (Guests::default(), Instant::now());
+        for uuid in ["a", "b", "c"] {
+            assert!(guests.ask_agent(uuid, now));
+            guests.agent_is_deaf(uuid, now, false);
+        }
+        let later = now + 2 * LEFT_ALONE;
+        assert!(!guests.ask_agent("a", later) && !guests.ask_agent("d", later));
+        guests.agent_returned("b");
+        assert!(!guests.ask_agent("a", later) && guests.ask_agent("d", later));
     }
 }

@@ -29,7 +29,7 @@ mod tests;
 mod watch;
 mod xml;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
@@ -59,13 +59,13 @@ pub struct Libvirt {
     uri: String,
     calls: Calls,
     asked: Mutex<Memory>,
-    guests: Mutex<Guests>,
+    guests: Arc<Mutex<Guests>>,
 }
 
 impl Libvirt {
     /// Connects at the first call, so that agentd starts where libvirt is down.
     pub fn new(uri: String) -> Self {
-        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), guests: Mutex::default(), uri }
+        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), guests: Arc::default(), uri }
     }
 
     /// Never held over a call.
@@ -76,7 +76,7 @@ impl Libvirt {
 
     /// Never held over a call.
     fn guests(&self) -> MutexGuard<'_, Guests> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+        of(&self.guests)
     }
 
     /// All that can be seen of a domain; the balloon apart, because asking QEMU hangs where QEMU hangs.
@@ -112,17 +112,24 @@ impl Libvirt {
     /// waits for it for 5 s, and for an answer that it has begun for ever.
     async fn ask_agent(&self, seen: &mut Sighting) {
         let connected = seen.live.as_ref().is_some_and(|live| live.agent);
-        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING || self.guests().is_deaf(&seen.uuid, Instant::now()) {
+        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING || !self.guests().ask_agent(&seen.uuid, Instant::now())
+        {
             return;
         }
-        let (of, what) = (seen.uuid.clone(), format!("ask the guest agent of {}", seen.name));
-        let job = move |job: &calls::Job<'_>| Ok(look::ask_agent(&job.connect.by_uuid(&of)?)?);
+        let (uuid, what) = (seen.uuid.clone(), format!("ask the guest agent of {}", seen.name));
+        let guests = Arc::clone(&self.guests);
+        let job = move |job: &calls::Job<'_>| {
+            let answer = job.connect.by_uuid(&uuid).and_then(|domain| look::ask_agent(&domain));
+            of(&guests).agent_returned(&uuid);
+            Ok(answer?)
+        };
         // As a call that concerns no domain: an agent that hangs holds up nothing but itself.
         match self.calls.run(Class::Ask, "", &what, job).await {
             Ok(online) => seen.online = online,
             Err(error) => {
                 tracing::debug!("{what}: {error}");
-                self.guests().agent_is_deaf(&seen.uuid, Instant::now());
+                let returned = !matches!(error, BackendError::Timeout(_));
+                self.guests().agent_is_deaf(&seen.uuid, Instant::now(), returned);
             }
         }
     }
@@ -145,6 +152,10 @@ impl Libvirt {
     fn understand(&self, seen: &Sighting) -> Result<Observed, BackendError> {
         reading::observed(seen, &mut self.asked()).map_err(|problem| BackendError::Unsupported(problem.detail))
     }
+}
+
+fn of(guests: &Mutex<Guests>) -> MutexGuard<'_, Guests> {
+    guests.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -211,6 +222,10 @@ impl Backend for Libvirt {
             Done::Plain => Ok(()),
             Done::Balloon { from, target } => {
                 self.asked().balloon_asked(uuid, boot, from, target);
+                Ok(())
+            }
+            Done::Booted { boot, from, target } => {
+                self.asked().balloon_asked(uuid, &boot, from, target);
                 Ok(())
             }
             Done::Vcpus => {

@@ -132,7 +132,13 @@ pub(super) fn saved_ceiling(definition: &Definition) -> u64 {
 
 /// How far a definition lets the guest grow.
 pub(super) fn headroom(definition: &Definition) -> Headroom {
-    Headroom { cpus: Some(Cpus::whole(definition.max_vcpus)), memory: Some(bytes(saved_ceiling(definition))) }
+    let memory = Some(bytes(saved_ceiling(definition)));
+    Headroom { cpus: Some(Cpus::whole(definition.max_vcpus)), memory, boots_with: None }
+}
+
+/// The same in bytes.
+pub(super) fn saved_bytes(saved: &Definition) -> ByteCount {
+    bytes(saved_memory(saved))
 }
 
 /// What the next start gives the guest: a balloon that is asked for more than there is leaves all.
