@@ -142,7 +142,7 @@ fn a_restart_whose_start_fails_ends_with_the_old_vm_running() -> Result<()> {
     let emulator = lab.dir().join("qemu");
     std::fs::write(
         &emulator,
-        "#!/bin/sh\ncase \"$*\" in *\"-smp 8,\"*) exec qemu-system-x86_64 -machine no-such-machine ;; esac\n\
+        "#!/bin/sh\ncase \"$*\" in *maxcpus=8,*|*\"-smp 8,\"*) exec qemu-system-x86_64 -machine no-such-machine ;; esac\n\
          exec qemu-system-x86_64 \"$@\"\n",
     )?;
     std::fs::set_permissions(&emulator, std::fs::Permissions::from_mode(0o755))?;
