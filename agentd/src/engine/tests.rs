@@ -885,3 +885,15 @@ async fn what_goes_down_after_its_restart_was_given_up_is_started_again_unless_s
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_also_shrinks_asks_the_guest_before_its_definition() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["instances"][0]["used"] = serde_json::Value::Null;
+    spec["instances"][0]["used_when_asked"] = "200MiB".into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let body = serde_json::json!({"cpus": 8, "memory": "512MiB", "restart": "if-needed"});
+    let view = submit(&engine, resize(&body, SHORT)).await.unwrap();
+    assert_eq!((view.outcome, view.restart), (Outcome::Changed, true));
+    assert_eq!(seen(&fake).await.cpus.observed, Some(Limit::At(Cpus::whole(8))));
+}

@@ -202,3 +202,102 @@ fn power(inputs: &Inputs<'_>, action: Action, settle: Settle) -> Step {
         settle,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::instance::{Demand, Observed, Parts};
+    use crate::plan::tests::{MIB, vm, with};
+    use crate::plan::{Headroom, redefinition, resize};
+
+    /// The plan with a definition that lets it have anything; `of` is what that was made for, where that is something else.
+    fn plan_of(observed: &Observed, config: &str, body: Value, of: Option<Redefinition>) -> Result<Plan, Problem> {
+        let request = serde_json::from_value(body).unwrap();
+        with(observed, config, |inputs| {
+            let anything = Headroom { cpus: Some(Cpus::whole(64)), memory: Some(MIB(1 << 20)), boots_with: None };
+            let made = redefinition(inputs, &request).map(|asked| Preparation {
+                of: of.unwrap_or(asked),
+                before: anything,
+                after: anything,
+                changes: vec!["all".into()],
+                notes: Vec::new(),
+                old: "old".into(),
+                new: "new".into(),
+            });
+            resize(inputs, &request, made.as_ref())
+        })
+    }
+
+    fn plan(observed: &Observed, config: &str, mut body: Value) -> Result<Plan, Problem> {
+        body["restart"] = "if-needed".into();
+        plan_of(observed, config, body, None)
+    }
+
+    fn no_balloon() -> Observed {
+        let mut web = vm();
+        web.memory.live = Ability::No(Code::Unsupported, "it has no balloon device".into());
+        web.used = Usage::Unknown;
+        web
+    }
+
+    #[test]
+    fn it_is_bound_by_shrink_and_scaling() {
+        let less = || json!({"memory": "512MiB"});
+        let code = |seen: &Observed, config, body| plan(seen, config, body).unwrap_err().code;
+        let using = |used| Observed { used: Usage::Known(MIB(used)), ..no_balloon() };
+        assert!(plan(&no_balloon(), "", less()).unwrap().restarts() && plan(&using(100), "", less()).is_ok());
+        assert_eq!(code(&using(500), "", less()), Code::BelowMinimum);
+        let never = "[[limit]]\nmatch = \"*\"\nshrink = \"never\"\n";
+        assert_eq!(code(&no_balloon(), never, less()), Code::BelowMinimum);
+        assert_eq!(code(&vm(), "[scaling]\nmax_cpus = 5\n", json!({"cpus": 6})), Code::LimitExceeded);
+        assert!(plan(&vm(), "[scaling]\nmax_cpus = 6\n", json!({"cpus": 6})).is_ok());
+        // What is no live change is not forbidden as one.
+        let off = "[[limit]]\nmatch = \"*\"\nlive = false\n";
+        assert!(plan(&vm(), off, json!({"cpus": 3})).unwrap().restarts());
+    }
+
+    #[test]
+    fn what_is_saved_already_is_admitted_and_told_with_it() {
+        let mut web = vm();
+        web.cpus.persistent = Some(Limit::At(Cpus::whole(4)));
+        web.demand = Demand { cpus: web.cpus.persistent, ..web.demand };
+        let more = || json!({"memory": "3GiB"});
+        let small = "[capacity]\ncpus = 3\n[scaling]\nmax_memory = \"8GiB\"\n";
+        assert_eq!(plan(&web, small, more()).unwrap_err().code, Code::CapacityExceeded);
+        let planned = plan(&web, "[scaling]\nmax_memory = \"8GiB\"\n", more()).unwrap();
+        assert_eq!(planned.charge.cpus, Cpus::whole(4));
+        assert!(planned.notes.iter().any(|note| note.ends_with("saved before: cpus 2 → 4")), "{:?}", planned.notes);
+    }
+
+    #[test]
+    fn a_definition_that_was_made_for_something_else_is_not_used() {
+        let body = || json!({"cpus": 6, "restart": "if-needed"});
+        let other = Redefinition::Boot { cpus: Some(Cpus::whole(7)), memory: None };
+        assert_eq!(plan_of(&vm(), "", body(), Some(other)).unwrap_err().code, Code::Busy);
+        assert!(plan_of(&vm(), "", body(), None).is_ok());
+    }
+
+    #[test]
+    fn what_no_start_brings_takes_no_restart() {
+        let mut web = vm();
+        web.cpu_limit.live = Ability::No(Code::Unsupported, "no CPU controller".into());
+        let refused = plan(&web, "", json!({"cpu_limit": 1.5})).unwrap_err();
+        assert_eq!(refused.code, Code::Unsupported, "{refused}");
+    }
+
+    #[test]
+    fn what_is_plugged_comes_in_blocks_also_by_a_restart() {
+        let mut web = vm();
+        let parts = Parts { base: MIB(1024), balloon: MIB(1024), plugged: MIB(0), size: MIB(1024), block: MIB(128) };
+        (web.parts, web.saved_parts) = (Some(parts), Some(parts));
+        let off = "[[limit]]\nmatch = \"*\"\nlive = false\n";
+        let planned = plan(&web, off, json!({"memory": "1100MiB"})).unwrap();
+        assert_eq!(planned.targets.memory.unwrap().requested, Limit::At(MIB(1152)));
+        assert!(planned.notes.iter().any(|note| note.contains("in blocks")), "{:?}", planned.notes);
+        // What it boots with is a whole number of MiB.
+        let planned = plan(&no_balloon(), "", json!({"memory": (512_u64 << 20) + 4096})).unwrap();
+        assert_eq!(planned.targets.memory.unwrap().requested, Limit::At(MIB(513)));
+    }
+}
