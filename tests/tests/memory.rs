@@ -69,7 +69,7 @@ fn memory_grows_beyond_the_boot_size_and_gives_back_what_was_plugged_first() -> 
     ensure!(reply["notes"].to_string().contains("rounded up to 514 MiB"), "{reply}");
 
     // Below what it was booted with: what was plugged goes first, then the balloon takes the rest; and back the other way.
-    let (status, reply, steps) = resize(&agentd, &json!({"memory": "200MiB", "wait": "60s", "apply": "live"}))?;
+    let (status, reply, steps) = resize(&agentd, &json!({"memory": "200MiB", "wait": "15s", "apply": "live"}))?;
     assert_eq!(status, 200, "{reply}");
     assert_eq!(steps, ["libvirt virtio-mem live 0 bytes, 256 MiB in all", "libvirt setMemory live 200 MiB"]);
     // A guest may keep some of what was plugged: its own pages are in it. Then that is told, and charged.
@@ -81,7 +81,7 @@ fn memory_grows_beyond_the_boot_size_and_gives_back_what_was_plugged_first() -> 
     println!("of 200 MiB asked for: {observed} bytes");
     moved(&guest, first, (observed / MIB).cast_signed() - 384)?;
     let operation = reply["operation"].as_str().context("an operation")?;
-    let undone = agentd.post(&format!("/v1/operations/{operation}/undo"), &json!({"wait": "60s"}))?;
+    let undone = agentd.post(&format!("/v1/operations/{operation}/undo"), &json!({"wait": "15s"}))?;
     assert_eq!(undone.status, 200, "{}", undone.text());
     moved(&guest, first, 128)?;
 
