@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use agentd_tests::lab::{Domain, GuestImage, Host, wait_until};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -436,7 +436,8 @@ fn from_another_machine(host: &Host) -> Result<()> {
     whole(host, &view)
 }
 
-/// A VM on KVM inside an emulated host: what is emulated there may not be up to it, which is no fault of agentd's.
+/// A VM on KVM inside an emulated host: only where that is asked for, since not every machine's emulation is up to it, and some
+/// take the whole host with them.
 fn nested_kvm(host: &Host) -> Result<()> {
     let made = "sed -e \"s/type='qemu'/type='kvm'/\" -e 's/<name>web/<name>fast/' -e 's/web-console/fast-console/' web.xml >fast.xml && \
                 virsh -q define fast.xml && timeout 120 virsh -q start fast && \
@@ -445,15 +446,9 @@ fn nested_kvm(host: &Host) -> Result<()> {
     // The emulated one goes first: two guests are many for two emulated processors.
     let _ = host.try_ssh("root", "virsh -q destroy web");
     if exit(host, "root", made).unwrap_or(255) != 0 {
-        println!("SKIPPED: no VM runs on nested KVM here");
-        return Ok(());
+        bail!("no VM runs on nested KVM here");
     }
     let resized = host.try_ssh("root", "ctl resize fast --cpus 2 --memory 200MiB --wait 60s")?;
-    // ssh's own failure: nested KVM has taken the emulated host with it.
-    if resized.status.code() == Some(255) {
-        println!("SKIPPED: the emulated host did not survive nested KVM: {}", printed(resized));
-        return Ok(());
-    }
     let resized = printed(resized);
     println!("nested KVM: {resized}");
     ensure!(resized.contains("cpus 1 → 2"), "{resized}");
@@ -680,6 +675,6 @@ mod on_a_host {
         removed_and_purged(&host).context("removed and purged")?;
         as_an_rpm(&host).context("as an rpm")?;
         // The last, because it may take the emulated host with it.
-        nested_kvm(&host)
+        if std::env::var_os("AGENTD_NESTED_KVM").is_some() { nested_kvm(&host) } else { Ok(()) }
     }
 }
