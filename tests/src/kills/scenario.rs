@@ -105,7 +105,7 @@ impl Scenario {
 
 /// The config file of all scenarios.
 pub(super) const CONFIG: &str = "[capacity]\ncpus = 32\nmemory = \"64GiB\"\nvm_overhead = \"200MiB\"\n\
-     [scaling]\nmax_cpus = 16\nmax_memory = \"32GiB\"\n";
+     [scaling]\nmax_cpus = 16\nmax_memory = \"32GiB\"\n[[limit]]\nmatch = \"*\"\nstop_timeout = \"300ms\"\n";
 /// What each running VM is charged on top, as that file says.
 pub(super) const OVERHEAD: u64 = 200 << 20;
 
