@@ -443,6 +443,9 @@ pub struct Observed {
     pub notes: Vec<String>,
     /// A refusal of every change, with the reason (swarm's containers, say).
     pub unchangeable: Option<String>,
+    /// It is down because somebody switched it off hard, as far as its engine tells.
+    #[serde(default)]
+    pub switched_off: bool,
     /// The backend's own values, to be handed back verbatim for an undo.
     pub native: serde_json::Value,
 }

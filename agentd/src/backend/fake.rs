@@ -489,6 +489,7 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
         saved_parts: None,
         labels: BTreeMap::new(),
         notes: Vec::new(),
+        switched_off: false,
         unchangeable: None,
         native: serde_json::Value::Null,
     })

@@ -144,3 +144,16 @@ pub trait Backend: Send + Sync {
     /// it is seen: what the guest still does about it is ours, and not somebody else's.
     fn may_have_been_asked(&self, _action: &Action, _observed: &Observed) {}
 }
+
+/// A step is for the run that it was planned on. One planned while the instance was down is not for one that runs.
+fn check_boot(target: &Ref, identity: &Identity, boot: Option<String>) -> Result<(), BackendError> {
+    if boot == identity.boot {
+        return Ok(());
+    }
+    let what = match (&identity.boot, boot) {
+        (None, _) => "was started",
+        (Some(_), None) => "went down",
+        (Some(_), Some(_)) => "was restarted",
+    };
+    Err(BackendError::NotFound(format!("{target} {what} meanwhile")))
+}

@@ -1,6 +1,6 @@
 //! A guest that was asked to shut down for a resize, did not in time, and does a while later: nobody can take that back, and
 //! nobody wanted it to stay down. It is started again, as it was, unless somebody has asked for something else meanwhile.
-//! Whether it was that request it obeyed, or somebody who switched it off past agentd, nobody can tell: hence a few minutes.
+//! Whether it was that request it obeyed, or another that went past agentd, nobody can tell: hence a few minutes.
 
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ impl Engine {
             }
             let Ok(seen) = self.observe(instance.kind, &instance.id, Look::Plain).await else { continue };
             match seen.state {
+                // That was somebody.
+                _ if seen.switched_off => return,
                 State::Stopped | State::Crashed => {}
                 _ if same_boot(seen.boot.as_deref(), operation.identity.boot.as_deref()) => continue,
                 // Somebody has started it.
@@ -66,9 +68,9 @@ impl Engine {
         }
     }
 
-    /// Whether something else was asked of its instance since, and not refused.
+    /// Whether something else was asked of its instance since, and not refused; or nobody can tell.
     async fn is_overtaken(&self, operation: &Operation, reference: &str) -> bool {
-        let newest = self.store().newest(Some(reference.to_owned()), None, None, 100).await.unwrap_or_default();
+        let Ok(newest) = self.store().newest(Some(reference.to_owned()), None, None, 100).await else { return true };
         newest.iter().any(|later| later.id > operation.id && later.outcome != Outcome::Refused)
     }
 }

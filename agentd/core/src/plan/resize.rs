@@ -27,6 +27,9 @@ pub fn resize(inputs: &Inputs<'_>, request: &ResizeRequest, made: Option<&Prepar
 
 /// What the definition has to be changed to first, where a resize needs that and may have it.
 pub fn redefinition(inputs: &Inputs<'_>, request: &ResizeRequest) -> Option<Redefinition> {
+    if request.restart == Restart::Never {
+        return None;
+    }
     match way(inputs, request) {
         Ok(Way::Restart(restart)) => restart.redefinition,
         Ok(Way::Live(_)) | Err(_) => None,
@@ -57,13 +60,17 @@ fn way(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Way, Problem> {
     plan.targets = targets;
     let unplanned = plan.clone();
     if let Some(aim) = &mut plan.targets.memory {
-        in_blocks(observed, aim, &mut plan.notes);
+        in_blocks(observed.parts, observed.saved_parts, aim, &mut plan.notes);
     }
     if lent.is_some() {
         only_growth(observed, &plan.targets)?;
     }
     let mut plan = match complete(inputs, plan, place, |scope, values| Action::Set { scope, values }) {
-        Err(refused) if request.restart == Restart::IfNeeded && restart::may_help(inputs, &refused) => {
+        Err(refused)
+            if request.restart == Restart::IfNeeded
+                && restart::may_help(inputs, &refused)
+                && !suffices_live(inputs, &unplanned) =>
+        {
             return Ok(Way::Restart(Box::new(ByRestart::new(inputs, request, unplanned, refused)?)));
         }
         planned => planned?,
@@ -74,6 +81,22 @@ fn way(inputs: &Inputs<'_>, request: &ResizeRequest) -> Result<Way, Problem> {
             .push(format!("it goes back by itself after {}", display_duration(Duration::from_millis(lent.lasts_ms))));
     }
     Ok(Way::Live(Box::new(plan)))
+}
+
+/// Whether all of it is possible for what runs: then only what is saved is in the way, and that takes no restart.
+fn suffices_live(inputs: &Inputs<'_>, plan: &Plan) -> bool {
+    fn live<T>(aim: Option<Aim<T>>) -> Option<Aim<T>> {
+        aim.map(|aim| Aim { saved: false, ..aim })
+    }
+    let Targets { cpus, cpu_limit, memory } = plan.targets;
+    let mut plan = plan.clone();
+    plan.targets = Targets { cpus: live(cpus), cpu_limit: live(cpu_limit), memory: live(memory) };
+    if let Some(aim) = &mut plan.targets.memory {
+        in_blocks(inputs.observed.parts, None, aim, &mut plan.notes);
+    }
+    let place = Place { live: true, saved: false, together: false };
+    inputs.observed.state.is_up()
+        && complete(inputs, plan, place, |scope, values| Action::Set { scope, values }).is_ok()
 }
 
 /// For how long, and to where, something is lent.
@@ -118,12 +141,13 @@ fn only_growth(observed: &Observed, targets: &Targets) -> Result<(), Problem> {
 }
 
 /// Beyond what its balloon can give back, a VM's memory comes in blocks.
-fn in_blocks(observed: &Observed, aim: &mut Aim<ByteCount>, notes: &mut Vec<String>) {
+pub(super) fn in_blocks(live: Option<Parts>, saved: Option<Parts>, aim: &mut Aim<ByteCount>, notes: &mut Vec<String>) {
     let Limit::At(wanted) = aim.requested else { return };
     let fit = |parts: Option<Parts>| parts.and_then(|parts| parts.fit(wanted)).unwrap_or(wanted);
-    let (live, saved) = (fit(observed.parts), fit(observed.saved_parts));
+    let of = live.or(saved);
+    let (live, saved) = (fit(live), fit(saved));
     let requested = if aim.live { live } else { saved };
-    if let Some(parts) = observed.parts.or(observed.saved_parts).filter(|_| requested != wanted) {
+    if let Some(parts) = of.filter(|_| requested != wanted) {
         notes.push(format!("memory {wanted} is rounded up to {requested}: it is plugged in blocks of {}", parts.block));
     }
     aim.requested = Limit::At(requested);

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use super::checks::{able, admit_restart, check_bounds, check_scaling, check_shrink};
 use super::power::{KILL_TIME, START_TIME};
-use super::resize::{Needed, Place};
+use super::resize::{Needed, Place, in_blocks};
 use super::steps::steps;
 use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Settle, Step, Targets, UndoClass, Values, describe};
 use crate::api::ResizeRequest;
@@ -59,8 +59,8 @@ impl ByRestart {
             // What no balloon gives back is what it boots with.
             if beyond || matches!(observed.memory.live, Ability::No(Code::Unsupported, _)) {
                 memory = Some(boots_with(aim, wanted, &mut plan.notes)?);
-            } else if let Some(fits) = observed.saved_parts.and_then(|parts| parts.fit(wanted)) {
-                in_blocks(aim, wanted, fits, &mut plan.notes);
+            } else {
+                in_blocks(observed.saved_parts, observed.saved_parts, aim, &mut plan.notes);
             }
         }
         let redefinition = (cpus.is_some() || memory.is_some()).then_some(Redefinition::Boot { cpus, memory });
@@ -148,14 +148,6 @@ fn boots_with(aim: &mut Aim<ByteCount>, wanted: ByteCount, notes: &mut Vec<Strin
     }
     (aim.requested, aim.saved_requested) = (Limit::At(boot), None);
     Ok(boot)
-}
-
-/// What is plugged comes in blocks.
-fn in_blocks(aim: &mut Aim<ByteCount>, wanted: ByteCount, fits: ByteCount, notes: &mut Vec<String>) {
-    if fits != wanted {
-        notes.push(format!("memory {wanted} is rounded up to {fits}: it is plugged in blocks"));
-    }
-    (aim.requested, aim.saved_requested) = (Limit::At(fits), None);
 }
 
 /// A restart brings all that is saved, asked for or not.
@@ -269,6 +261,14 @@ mod tests {
         let planned = plan(&web, "[scaling]\nmax_memory = \"8GiB\"\n", more()).unwrap();
         assert_eq!(planned.charge.cpus, Cpus::whole(4));
         assert!(planned.notes.iter().any(|note| note.ends_with("saved before: cpus 2 → 4")), "{:?}", planned.notes);
+    }
+
+    #[test]
+    fn where_only_what_is_saved_is_in_the_way_nothing_is_restarted() {
+        let mut web = vm();
+        web.cpus.saved_ceiling = Some(Cpus::whole(2));
+        let refused = plan(&web, "", json!({"cpus": 3})).unwrap_err();
+        assert_eq!(refused.code, Code::Unsupported, "{refused}");
     }
 
     #[test]

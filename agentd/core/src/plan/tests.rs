@@ -47,6 +47,7 @@ pub(crate) fn vm() -> Observed {
         saved_parts: None,
         labels: BTreeMap::new(),
         notes: Vec::new(),
+        switched_off: false,
         unchangeable: None,
         native: serde_json::json!({"quota": 33333}),
     }

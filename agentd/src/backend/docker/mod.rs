@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 use self::client::Client;
 use self::limits::{Impossible, Native};
-use super::{Backend, BackendError, Look, Notice, cgroup};
+use super::{Backend, BackendError, Look, Notice, cgroup, check_boot};
 
 /// How many containers are asked about at once.
 const INSPECTED_AT_ONCE: usize = 16;
@@ -231,12 +231,12 @@ impl Backend for Docker {
         let now = view::native(&found);
         match action {
             Action::Set { scope, values } => {
-                check_boot(target, identity, &found)?;
+                check_boot(target, identity, view::boot(&found))?;
                 check_scope(target, *scope)?;
                 self.update(target, &identity.id, now.set(values)).await
             }
             Action::Restore { scope, values, native, .. } => {
-                check_boot(target, identity, &found)?;
+                check_boot(target, identity, view::boot(&found))?;
                 check_scope(target, *scope)?;
                 let before: Native = serde_json::from_value(native.clone()).map_err(|error| {
                     BackendError::Failed(format!(
@@ -249,11 +249,11 @@ impl Backend for Docker {
             Action::Start | Action::Boot { .. } => self.client.start(&identity.id).await,
             Action::Shutdown | Action::Kill if matches!(view::state(&found), State::Stopped | State::Crashed) => Ok(()),
             Action::Shutdown => {
-                check_boot(target, identity, &found)?;
+                check_boot(target, identity, view::boot(&found))?;
                 self.shut_down(target, &found).await
             }
             Action::Kill => {
-                check_boot(target, identity, &found)?;
+                check_boot(target, identity, view::boot(&found))?;
                 self.send(&identity.id, "SIGKILL").await
             }
         }
@@ -267,20 +267,6 @@ fn means(name: &str, found: &ContainerInspectResponse) -> bool {
 
 fn is_prefix(name: &str) -> bool {
     name.len() >= SHORTEST_PREFIX && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// A step is for the run that it was planned on. One planned while the container was down is not for one that runs.
-fn check_boot(target: &Ref, identity: &Identity, found: &ContainerInspectResponse) -> Result<(), BackendError> {
-    let boot = view::boot(found);
-    if boot == identity.boot {
-        return Ok(());
-    }
-    let what = match (&identity.boot, boot) {
-        (None, _) => "was started",
-        (Some(_), None) => "went down",
-        (Some(_), Some(_)) => "was restarted",
-    };
-    Err(BackendError::NotFound(format!("{target} {what} meanwhile")))
 }
 
 /// One update changes what runs and what is kept; nothing does only one of them.

@@ -114,6 +114,7 @@ pub(super) fn observed(
         cpu_limit: no_cpu_limit(),
         memory,
         used: seen.used.map_or(Usage::Unknown, Usage::Known),
+        switched_off: false,
         unchangeable: labels.contains_key(SWARM).then(|| {
             "swarm manages it and would replace it; change the service (`docker service update --limit-cpu --limit-memory`)"
                 .into()
@@ -146,6 +147,7 @@ pub(super) fn unreadable(summary: &ContainerSummary, why: &str) -> Option<Observ
         saved_parts: None,
         labels,
         notes: vec![why.to_owned()],
+        switched_off: false,
         unchangeable: None,
         native: serde_json::Value::Null,
     })

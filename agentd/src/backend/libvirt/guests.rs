@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 /// How long a guest agent that did not answer is not asked again.
 const LEFT_ALONE: Duration = Duration::from_secs(120);
+/// How long an answer holds: who waits for something else looks many times a second.
+const HOLDS: Duration = Duration::from_millis(200);
 /// With so many that hang no agent is asked at all: each holds one of libvirt's workers.
 const MOST_HANGING: usize = 3;
 
@@ -16,6 +18,8 @@ pub(super) struct Guests {
     deaf: HashMap<String, Instant>,
     /// Agents that are being asked, and whether their answer is overdue.
     asked: HashMap<String, bool>,
+    /// What agents told a moment ago.
+    told: HashMap<String, (Instant, Option<u64>)>,
 }
 
 /// A balloon that was seen at this size ever since.
@@ -57,6 +61,21 @@ impl Guests {
         true
     }
 
+    /// What an agent told a moment ago.
+    pub(super) fn told(&self, uuid: &str, now: Instant) -> Option<Option<u64>> {
+        self.told.get(uuid).filter(|(at, _)| now.saturating_duration_since(*at) < HOLDS).map(|(_, told)| *told)
+    }
+
+    /// An agent has told how many vCPUs are online.
+    pub(super) fn agent_told(&mut self, uuid: &str, online: Option<u64>, now: Instant) {
+        self.told.insert(uuid.to_owned(), (now, online));
+    }
+
+    /// What an agent told is of vCPUs that are other ones by now.
+    pub(super) fn vcpus_changed(&mut self, uuid: &str) {
+        self.told.remove(uuid);
+    }
+
     /// A call to an agent has come back, with an answer or without.
     pub(super) fn agent_returned(&mut self, uuid: &str) {
         self.asked.remove(uuid);
@@ -76,6 +95,7 @@ impl Guests {
     /// Forgets the domains that are gone.
     pub(super) fn keep_only(&mut self, exists: impl Fn(&str) -> bool) {
         self.still.retain(|uuid, _| exists(uuid));
+        self.told.retain(|uuid, _| exists(uuid));
     }
 }
 
@@ -101,6 +121,18 @@ mod tests {
         guests.agent_returned("a");
         guests.agent_is_deaf("a", now, true);
         assert!(!guests.ask_agent("a", now) && guests.ask_agent("b", now) && guests.ask_agent("a", now + LEFT_ALONE));
+    }
+
+    #[test]
+    fn what_an_agent_told_holds_for_a_moment_and_until_vcpus_change() {
+        let (mut guests, now) = (Guests::default(), Instant::now());
+        guests.agent_told("a", Some(2), now);
+        assert_eq!(
+            (guests.told("a", now), guests.told("a", now + HOLDS), guests.told("b", now)),
+            (Some(Some(2)), None, None)
+        );
+        guests.vcpus_changed("a");
+        assert_eq!(guests.told("a", now), None);
     }
 
     #[test]

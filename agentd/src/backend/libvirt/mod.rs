@@ -112,8 +112,14 @@ impl Libvirt {
     /// waits for it for 5 s, and for an answer that it has begun for ever.
     async fn ask_agent(&self, seen: &mut Sighting) {
         let connected = seen.live.as_ref().is_some_and(|live| live.agent);
-        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING || !self.guests().ask_agent(&seen.uuid, Instant::now())
-        {
+        if !connected || seen.state.0 != sys::VIR_DOMAIN_RUNNING {
+            return;
+        }
+        if let Some(told) = self.guests().told(&seen.uuid, Instant::now()) {
+            seen.online = told;
+            return;
+        }
+        if !self.guests().ask_agent(&seen.uuid, Instant::now()) {
             return;
         }
         let (uuid, what) = (seen.uuid.clone(), format!("ask the guest agent of {}", seen.name));
@@ -125,7 +131,10 @@ impl Libvirt {
         };
         // As a call that concerns no domain: an agent that hangs holds up nothing but itself.
         match self.calls.run(Class::Ask, "", &what, job).await {
-            Ok(online) => seen.online = online,
+            Ok(online) => {
+                seen.online = online;
+                self.guests().agent_told(&seen.uuid, online, Instant::now());
+            }
             Err(error) => {
                 tracing::debug!("{what}: {error}");
                 let returned = !matches!(error, BackendError::Timeout(_));
@@ -216,7 +225,9 @@ impl Backend for Libvirt {
         let (of, step) = (identity.clone(), action.clone());
         let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
         let class = if action.starts() { Class::Start } else { Class::Change };
-        let done = self.calls.run(class, &identity.id, &what, job).await?;
+        let done = self.calls.run(class, &identity.id, &what, job).await;
+        self.guests().vcpus_changed(&identity.id);
+        let done = done?;
         let (uuid, boot) = (identity.id.as_str(), identity.boot.as_deref().unwrap_or_default());
         match done {
             Done::Plain => Ok(()),
@@ -310,6 +321,7 @@ fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed
         saved_parts: None,
         labels: std::collections::BTreeMap::new(),
         notes: vec![why.clone()],
+        switched_off: false,
         unchangeable: Some(why),
         native: serde_json::Value::Null,
     })

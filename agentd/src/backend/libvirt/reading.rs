@@ -108,6 +108,7 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
         memory,
         labels: BTreeMap::new(),
         notes,
+        switched_off: seen.state == (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED),
         unchangeable: None,
         native: native(seen, asked.known(&seen.uuid)),
     })

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use self::bus::{Bus, Setting};
 use self::view::{Native, Unit};
-use super::{Backend, BackendError, Look, Notice, cgroup};
+use super::{Backend, BackendError, Look, Notice, cgroup, check_boot};
 
 /// How many units are asked about at once.
 const ASKED_AT_ONCE: usize = 8;
@@ -278,21 +278,21 @@ impl Backend for Units {
         let is_service = unit.section() == Some("Service");
         match action {
             Action::Set { scope, values } => {
-                check_boot(target, identity, &unit)?;
+                check_boot(target, identity, unit.boot())?;
                 self.set(&unit, *scope, &view::settings(values)).await
             }
             Action::Restore { scope, values, native, .. } => {
-                check_boot(target, identity, &unit)?;
+                check_boot(target, identity, unit.boot())?;
                 self.restore(&unit, *scope, values, native).await
             }
             Action::Start | Action::Boot { .. } if is_service => self.bus.start(&unit.id).await,
             Action::Shutdown | Action::Kill if matches!(unit.state(), State::Stopped | State::Crashed) => Ok(()),
             Action::Shutdown if is_service => {
-                check_boot(target, identity, &unit)?;
+                check_boot(target, identity, unit.boot())?;
                 self.bus.stop(&unit.id).await
             }
             Action::Kill if is_service => {
-                check_boot(target, identity, &unit)?;
+                check_boot(target, identity, unit.boot())?;
                 // What systemd is told to stop it doesn't start again.
                 self.bus.stop(&unit.id).await?;
                 self.bus.kill(&unit.id).await
@@ -303,20 +303,6 @@ impl Backend for Units {
             )),
         }
     }
-}
-
-/// A step is for the run that it was planned on. One planned while the unit was down is not for one that runs.
-fn check_boot(target: &Ref, identity: &Identity, unit: &Unit) -> Result<(), BackendError> {
-    let boot = unit.boot();
-    if boot == identity.boot {
-        return Ok(());
-    }
-    let what = match (&identity.boot, boot) {
-        (None, _) => "was started",
-        (Some(_), None) => "went down",
-        (Some(_), Some(_)) => "was restarted",
-    };
-    Err(BackendError::NotFound(format!("{target} {what} meanwhile")))
 }
 
 #[cfg(test)]

@@ -97,6 +97,7 @@ pub(super) fn observed(
         saved_parts: None,
         labels: BTreeMap::new(),
         notes,
+        switched_off: false,
         unchangeable: (!up).then(|| format!("there is no cgroup {path} now")),
         native: serde_json::to_value(native).unwrap_or_default(),
     })

@@ -251,6 +251,7 @@ pub(super) fn observed(
         saved_parts: None,
         labels: BTreeMap::new(),
         notes,
+        switched_off: false,
         unchangeable: unchangeable(unit),
         native: serde_json::to_value(Native {
             cpu_quota: unit.cpu_quota,
