@@ -1,6 +1,8 @@
 //! The types on the wire (v1): what is asked and what is answered, JSON both ways. CPUs are numbers, bytes are integers,
 //! `"none"` is no limit, null is unknown or not applicable. Knows nothing of HTTP.
 
+mod usage;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -13,6 +15,8 @@ use crate::ledger::Charge;
 use crate::operation::{Operation, Outcome, StepState, Who};
 use crate::plan::Aim;
 use crate::units::{Amount, ByteCount, Cpus, Limit, Quantity};
+
+pub use usage::{BalloonUse, CpuUse, HostUse, MemoryUse, PressureUse, UsageList, UsageView};
 
 /// A field of an instance in its five values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
