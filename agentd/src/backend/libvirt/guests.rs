@@ -18,8 +18,8 @@ pub(super) struct Guests {
     deaf: HashMap<String, Instant>,
     /// Agents that are being asked, and whether their answer is overdue.
     asked: HashMap<String, bool>,
-    /// What agents told a moment ago.
-    told: HashMap<String, (Instant, Option<u64>)>,
+    /// What agents told of a moment ago; nothing of before vCPUs changed.
+    told: HashMap<String, (Instant, Option<Option<u64>>)>,
 }
 
 /// A balloon that was seen at this size ever since.
@@ -63,17 +63,19 @@ impl Guests {
 
     /// What an agent told a moment ago.
     pub(super) fn told(&self, uuid: &str, now: Instant) -> Option<Option<u64>> {
-        self.told.get(uuid).filter(|(at, _)| now.saturating_duration_since(*at) < HOLDS).map(|(_, told)| *told)
+        self.told.get(uuid).filter(|(at, _)| now.saturating_duration_since(*at) < HOLDS).and_then(|(_, told)| *told)
     }
 
-    /// An agent has told how many vCPUs are online.
-    pub(super) fn agent_told(&mut self, uuid: &str, online: Option<u64>, now: Instant) {
-        self.told.insert(uuid.to_owned(), (now, online));
+    /// An agent that was `asked` then has told how many vCPUs are online.
+    pub(super) fn agent_told(&mut self, uuid: &str, online: Option<u64>, asked: Instant) {
+        if self.told.get(uuid).is_none_or(|(at, _)| *at <= asked) {
+            self.told.insert(uuid.to_owned(), (asked, Some(online)));
+        }
     }
 
-    /// What an agent told is of vCPUs that are other ones by now.
-    pub(super) fn vcpus_changed(&mut self, uuid: &str) {
-        self.told.remove(uuid);
+    /// What an agent was asked before is of vCPUs that are other ones by now, also where its answer comes later.
+    pub(super) fn vcpus_changed(&mut self, uuid: &str, now: Instant) {
+        self.told.insert(uuid.to_owned(), (now, None));
     }
 
     /// A call to an agent has come back, with an answer or without.
@@ -131,8 +133,12 @@ mod tests {
             (guests.told("a", now), guests.told("a", now + HOLDS), guests.told("b", now)),
             (Some(Some(2)), None, None)
         );
-        guests.vcpus_changed("a");
-        assert_eq!(guests.told("a", now), None);
+        let moment = Duration::from_millis(1);
+        guests.vcpus_changed("a", now + moment);
+        guests.agent_told("a", Some(2), now);
+        assert_eq!(guests.told("a", now + moment), None, "an answer that was on its way meanwhile");
+        guests.agent_told("a", Some(3), now + 2 * moment);
+        assert_eq!(guests.told("a", now + 2 * moment), Some(Some(3)));
     }
 
     #[test]

@@ -119,7 +119,8 @@ impl Libvirt {
             seen.online = told;
             return;
         }
-        if !self.guests().ask_agent(&seen.uuid, Instant::now()) {
+        let asked = Instant::now();
+        if !self.guests().ask_agent(&seen.uuid, asked) {
             return;
         }
         let (uuid, what) = (seen.uuid.clone(), format!("ask the guest agent of {}", seen.name));
@@ -133,7 +134,7 @@ impl Libvirt {
         match self.calls.run(Class::Ask, "", &what, job).await {
             Ok(online) => {
                 seen.online = online;
-                self.guests().agent_told(&seen.uuid, online, Instant::now());
+                self.guests().agent_told(&seen.uuid, online, asked);
             }
             Err(error) => {
                 tracing::debug!("{what}: {error}");
@@ -226,7 +227,7 @@ impl Backend for Libvirt {
         let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
         let class = if action.starts() { Class::Start } else { Class::Change };
         let done = self.calls.run(class, &identity.id, &what, job).await;
-        self.guests().vcpus_changed(&identity.id);
+        self.guests().vcpus_changed(&identity.id, Instant::now());
         let done = done?;
         let (uuid, boot) = (identity.id.as_str(), identity.boot.as_deref().unwrap_or_default());
         match done {
