@@ -40,7 +40,7 @@ const HEADER_BYTES: usize = 16 * 1024;
 
 /// The right that a route needs. Routes of an instance need it on that instance, the others on any.
 #[derive(Debug, Clone, Copy)]
-struct Need(Right);
+pub(super) struct Need(pub(super) Right);
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -223,11 +223,11 @@ async fn instance(
     Ok(one_instance(&engine.show(&peer, &target).await?))
 }
 
-fn one_instance(instance: &Instance) -> Response {
+pub(super) fn one_instance(instance: &Instance) -> Response {
     with_etag(json(StatusCode::OK, instance), Some(instance))
 }
 
-fn with_etag(mut response: Response, instance: Option<&Instance>) -> Response {
+pub(super) fn with_etag(mut response: Response, instance: Option<&Instance>) -> Response {
     if let Some(etag) = instance.and_then(|instance| format!("\"{}\"", instance.version).parse().ok()) {
         response.headers_mut().insert(header::ETAG, etag);
     }
@@ -463,7 +463,7 @@ async fn health(AxumState(engine): AxumState<Engine>, Extension(peer): Extension
 
 /// What all changes share: the headers that steer them, and how long the reply may take.
 #[allow(clippy::too_many_arguments, reason = "the parts of one request, taken apart by its handler")]
-async fn change(
+pub(super) async fn change(
     engine: Engine,
     peer: Peer,
     right: Right,
@@ -514,7 +514,7 @@ fn accepted(id: &str, view: &OperationView) -> Response {
 }
 
 /// Whether a caller has a right anywhere at all.
-fn anywhere(engine: &Engine, peer: &Peer, right: Right) -> Result<(), Problem> {
+pub(super) fn anywhere(engine: &Engine, peer: &Peer, right: Right) -> Result<(), Problem> {
     match engine.settings().access.decide(&peer.caller, right, None) {
         Decision::Allowed { .. } => Ok(()),
         _ => Err(Problem::new(Code::Forbidden, format!("uid {} has no right `{right}`", peer.who.uid))
@@ -522,7 +522,7 @@ fn anywhere(engine: &Engine, peer: &Peer, right: Right) -> Result<(), Problem> {
     }
 }
 
-fn decode_path(path: Result<Path<(String, String)>, PathRejection>) -> Result<Target, Problem> {
+pub(super) fn decode_path(path: Result<Path<(String, String)>, PathRejection>) -> Result<Target, Problem> {
     let Path((kind, name)) = path.map_err(bad_path)?;
     Ok(Target::Full(Ref::new(kind.parse()?, &name)?))
 }
@@ -531,7 +531,7 @@ fn bad_path(rejection: PathRejection) -> Problem {
     Problem::new(Code::InvalidRequest, rejection.body_text())
 }
 
-fn full_reference(text: Option<&str>) -> Result<Option<Ref>, Problem> {
+pub(super) fn full_reference(text: Option<&str>) -> Result<Option<Ref>, Problem> {
     match text.map(str::parse).transpose()? {
         None => Ok(None),
         Some(Target::Full(reference)) => Ok(Some(reference)),
@@ -539,7 +539,7 @@ fn full_reference(text: Option<&str>) -> Result<Option<Ref>, Problem> {
     }
 }
 
-fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+pub(super) fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     match query {
         Ok(Query(query)) => Ok(query),
         Err(rejection) => Err(Problem::new(Code::InvalidRequest, rejection.body_text())
@@ -547,7 +547,7 @@ fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem
     }
 }
 
-fn duration(field: &str, text: Option<&str>) -> Result<Option<Duration>, Problem> {
+pub(super) fn duration(field: &str, text: Option<&str>) -> Result<Option<Duration>, Problem> {
     let Some(text) = text else { return Ok(None) };
     let invalid = |why: String| Problem::new(Code::InvalidRequest, format!("{field}: {why}")).hint("such as 30s or 5m");
     // A bare 0 is clear enough.
