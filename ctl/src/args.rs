@@ -85,6 +85,17 @@ pub(crate) enum Command {
     /// Start an instance, where the host's caps allow it
     #[command(after_help = "Examples:\n  ctl start web\n  ctl start container/db --dry-run")]
     Start(Start),
+    /// Restart an instance: down gracefully, then, only with --force, hard, and up again; its share stays its own meanwhile
+    #[command(after_help = "Examples:\n  ctl restart web --timeout 2m\n  ctl restart vm/web --timeout 30s --force")]
+    Restart(Stop),
+    /// Pause an instance and hold it, so that nothing but stop and resume is done to it
+    #[command(
+        after_help = "Examples:\n  ctl suspend web --reason \"backup of its disk\"\n  ctl suspend container/db --reason \"debugging\" --dry-run"
+    )]
+    Suspend(Suspend),
+    /// Lift the hold of a suspended instance and put back the state of before
+    #[command(after_help = "Examples:\n  ctl resume web\n  ctl resume container/db --dry-run")]
+    Resume(Start),
     /// Show what was changed, refused or drifted, by whom, newest first
     #[command(after_help = HISTORY_HELP)]
     History(History),
@@ -274,7 +285,7 @@ pub(crate) struct History {
     pub(crate) before: Option<u64>,
 }
 
-/// `ctl stop`
+/// `ctl stop`, `ctl restart`
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Stop {
     #[command(flatten)]
@@ -289,7 +300,19 @@ pub(crate) struct Stop {
     pub(crate) plan: Plan,
 }
 
-/// `ctl start`
+/// `ctl suspend`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Suspend {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// Why, for those who find it suspended
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+}
+
+/// `ctl start`, `ctl resume`
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Start {
     #[command(flatten)]

@@ -1,6 +1,8 @@
 //! What the kernel enforces for a cgroup, version 1 or 2: read below the root without following a link, never by a path that
 //! a caller sent.
 
+mod freezer;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -5,6 +5,7 @@
 
 mod body;
 mod peer;
+mod power;
 mod problem;
 mod routes;
 

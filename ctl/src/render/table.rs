@@ -137,7 +137,10 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
         out += &paragraph(&moving, 2, width);
     }
     for hold in &instance.holds {
-        out += &paragraph(&format!("held ({}): {}", hold.hold.as_str(), clean(&hold.reason)), 6, width);
+        let who = hold.who.as_ref().map(|who| format!(", by {}", clean(&who.to_string()))).unwrap_or_default();
+        let since = hold.since_ms.map(|ms| format!(", {}", when(ms))).unwrap_or_default();
+        let held = format!("held ({}{who}{since}): {}", hold.hold.as_str(), clean(&hold.reason));
+        out += &paragraph(&held, 6, width);
         let what = match hold.hold {
             HoldKind::Suspended => format!("when it may be changed again: ctl resume {name}; stop works meanwhile"),
             HoldKind::NeedsAttention => format!(

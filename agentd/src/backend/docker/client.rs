@@ -134,6 +134,26 @@ impl Client {
         self.change(id, &format!("start {}", short(id)), call).await
     }
 
+    /// Freezes its processes.
+    pub(super) async fn pause(&self, id: &str) -> Result<(), BackendError> {
+        let docker = self.connect_for(HUNG_SECONDS)?;
+        let call = {
+            let id = id.to_owned();
+            async move { docker.pause_container(&id).await }
+        };
+        self.change(id, &format!("pause {}", short(id)), call).await
+    }
+
+    /// Lets its processes run on.
+    pub(super) async fn unpause(&self, id: &str) -> Result<(), BackendError> {
+        let docker = self.connect_for(HUNG_SECONDS)?;
+        let call = {
+            let id = id.to_owned();
+            async move { docker.unpause_container(&id).await }
+        };
+        self.change(id, &format!("unpause {}", short(id)), call).await
+    }
+
     /// Sends a signal to its main process.
     pub(super) async fn signal(&self, id: &str, signal: &str) -> Result<(), BackendError> {
         let docker = self.connect_for(HUNG_SECONDS)?;

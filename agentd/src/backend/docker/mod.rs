@@ -248,6 +248,17 @@ impl Backend for Docker {
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
             Action::Start | Action::Boot { .. } => self.client.start(&identity.id).await,
             Action::Shutdown | Action::Kill if matches!(view::state(&found), State::Stopped | State::Crashed) => Ok(()),
+            Action::Pause => {
+                check_boot(target, identity, view::boot(&found))?;
+                self.client.pause(&identity.id).await
+            }
+            Action::Unpause => {
+                check_boot(target, identity, view::boot(&found))?;
+                self.client.unpause(&identity.id).await
+            }
+            Action::Restart { .. } => {
+                Err(BackendError::Unsupported(format!("{target} is stopped and started instead")))
+            }
             Action::Shutdown => {
                 check_boot(target, identity, view::boot(&found))?;
                 self.shut_down(target, &found).await

@@ -303,7 +303,7 @@ impl Backend for Libvirt {
 
 /// A domain of which nothing can be told but that it is there.
 fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed> {
-    use agentd_core::instance::{Covered, Demand, Reading, Saved, Usage};
+    use agentd_core::instance::{Barred, Covered, Demand, Reading, Saved, Usage};
     use agentd_core::units::{ByteCount, Cpus};
     let why = format!("it can't be read: {error}");
     Some(Observed {
@@ -318,6 +318,7 @@ fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed
         used: Usage::Unknown,
         demand: Demand { cpus: None, memory: None },
         covered: Covered::default(),
+        barred: Barred::default(),
         parts: None,
         saved_parts: None,
         labels: std::collections::BTreeMap::new(),

@@ -297,10 +297,22 @@ impl Backend for Units {
                 self.bus.stop(&unit.id).await?;
                 self.bus.kill(&unit.id).await
             }
+            Action::Restart { .. } if is_service => {
+                check_boot(target, identity, unit.boot())?;
+                self.bus.restart(&unit.id).await
+            }
+            Action::Pause => {
+                check_boot(target, identity, unit.boot())?;
+                self.bus.freeze(&unit.id).await
+            }
+            Action::Unpause => {
+                check_boot(target, identity, unit.boot())?;
+                self.bus.thaw(&unit.id).await
+            }
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
-            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(
-                format!("{target} is no service: it is neither started nor stopped here"),
-            )),
+            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill | Action::Restart { .. } => Err(
+                BackendError::Unsupported(format!("{target} is no service: it is neither started nor stopped here")),
+            ),
         }
     }
 }
