@@ -5,6 +5,7 @@
 
 mod body;
 mod crowd;
+mod logs;
 mod patience;
 mod peer;
 mod problem;
