@@ -32,6 +32,18 @@ pub(super) struct LogsQuery {
     follow: Option<bool>,
 }
 
+/// A log on the wire, of which JSON's schemas have nothing to say.
+struct Frames;
+
+impl utoipa::PartialSchema for Frames {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let any = utoipa::openapi::schema::SchemaType::AnyValue;
+        utoipa::openapi::ObjectBuilder::new().schema_type(any).description(Some("frames, as bytes")).into()
+    }
+}
+
+impl utoipa::ToSchema for Frames {}
+
 /// The log of one instance: what a container wrote, a unit's messages in the journal, a VM's serial console where its
 /// definition has it written to a file. In frames: one byte that names the stream (1 stdout, 2 stderr, 3 problem), three of
 /// zero, a length as a big-endian 32-bit number, and that many bytes. Where a frame ends means nothing. Only containers without a
@@ -39,7 +51,7 @@ pub(super) struct LogsQuery {
 /// why the log can't go on. A reply that ends without one is whole; one that breaks off (no last chunk) is not.
 #[utoipa::path(get, path = "/v1/instances/{kind}/{name}/logs",
     params(("kind" = String, Path), ("name" = String, Path), LogsQuery), responses(
-    (status = 200, body = [u8], content_type = "application/vnd.agentd.logs"),
+    (status = 200, body = Frames, content_type = "application/vnd.agentd.logs"),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
 pub(super) async fn logs(
