@@ -99,6 +99,9 @@ pub(crate) enum Command {
     /// Show what was changed, refused or drifted, by whom, newest first
     #[command(after_help = HISTORY_HELP)]
     History(History),
+    /// Show what an instance logs: a container's output, a unit's journal, a VM's serial console where a file has it
+    #[command(after_help = LOGS_HELP)]
+    Logs(Logs),
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
@@ -156,6 +159,14 @@ all of it, with times in UTC.
 Examples:
   ctl history web
   ctl history vm/web --limit 100 --before 4711 -o json";
+
+const LOGS_HELP: &str = "\
+What was written to standard error goes to standard error, every byte as it was; on a terminal, what that might obey is \
+written out, colours excepted. With -o json each line is one line of JSON.
+
+Examples:
+  ctl logs web -f --tail 20
+  ctl logs container/db --since 10m 2>errors.log";
 
 /// Which instance.
 #[derive(Debug, ClapArgs)]
@@ -283,6 +294,22 @@ pub(crate) struct History {
     /// Only entries before this one, to see older ones
     #[arg(long, value_name = "SEQ")]
     pub(crate) before: Option<u64>,
+}
+
+/// `ctl logs`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Logs {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// Go on with what is logged from now on, until the instance ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last so many lines
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+    /// Only what was logged since: 10m (ago), or a time such as 2026-01-31T08:00:00Z; not for VMs
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
 }
 
 /// `ctl stop`, `ctl restart`

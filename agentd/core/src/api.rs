@@ -1,6 +1,7 @@
 //! The types on the wire (v1): what is asked and what is answered, JSON both ways. CPUs are numbers, bytes are integers,
 //! `"none"` is no limit, null is unknown or not applicable. Knows nothing of HTTP.
 
+mod logs;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::operation::{Operation, Outcome, StepState, Who};
 use crate::plan::Aim;
 use crate::units::{Amount, ByteCount, Cpus, Limit, Quantity};
 
+pub use logs::{LOG_HEADER, LOG_HEARTBEAT, LOG_MEDIA_TYPE, LogStream};
 pub use usage::{BalloonUse, CpuUse, HostUse, MemoryUse, PressureUse, UsageList, UsageView};
 
 /// A field of an instance in its five values.

@@ -25,6 +25,7 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use super::body::Json;
+use super::logs::{__path_logs, logs};
 use super::power;
 use super::problem::{Refusal, json};
 use crate::engine::{Ask, Engine, Filter, Peer, Wish};
@@ -59,6 +60,7 @@ fn table() -> OpenApiRouter<Engine> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(need(Right::Read, routes!(instances)))
         .routes(need(Right::Read, routes!(instance)))
+        .routes(need(Right::Logs, routes!(logs)))
         .routes(need(Right::Resize, routes!(resize)))
         .routes(need(Right::Resize, routes!(prepare)))
         .routes(need(Right::Power, routes!(power::stop)))

@@ -2,6 +2,7 @@
 //! share.
 
 mod config;
+mod logs;
 mod power;
 mod read;
 mod resize;
@@ -57,6 +58,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Prepare(prepare) => resize::prepare(&context, prepare),
         Command::Undo(args) => undo::undo(&context, args),
         Command::History(history) => read::history(&context, history),
+        Command::Logs(args) => logs::logs(&context, args),
         Command::Stop(stop) => power::stop(&context, stop),
         Command::Start(start) => power::start(&context, start),
         Command::Restart(restart) => power::restart(&context, restart),

@@ -4,12 +4,14 @@
 //! ```text
 //!   client   calls with deadlines         limits   Docker's numbers and the updates made of them
 //!   view     them and what the kernel enforces (the cgroup), as an observation
+//!   logs     what a container wrote, as the engine keeps it
 //! ```
 
 mod client;
 mod limits;
 #[cfg(all(test, feature = "live-docker"))]
 mod live_tests;
+mod logs;
 mod view;
 
 use std::path::PathBuf;
@@ -27,7 +29,7 @@ use tokio::sync::mpsc;
 
 use self::client::Client;
 use self::limits::{Impossible, Native};
-use super::{Backend, BackendError, Look, Notice, cgroup, check_boot};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup, check_boot};
 
 /// How many containers are asked about at once.
 const INSPECTED_AT_ONCE: usize = 16;
@@ -224,6 +226,11 @@ impl Backend for Docker {
                 None => return self.client.hung_up(),
             }
         }
+    }
+
+    async fn logs(&self, target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        let found = self.find_same(target, identity).await?;
+        logs::read(self.client.socket(), target, &found, ask).await
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {

@@ -11,11 +11,13 @@
 //! | `guests.rs` | how guests behave |
 //! | `change.rs` | one step |
 //! | `watch.rs`, `hotplug.rs` | what libvirt and the kernel announce |
+//! | `console.rs` | where a guest's console is logged |
 
 mod asked;
 mod calls;
 mod cgroup;
 mod change;
+mod console;
 mod ffi;
 mod guests;
 mod hotplug;
@@ -46,7 +48,7 @@ use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
 use self::guests::Guests;
 use self::look::{Balloon, Sighting};
-use super::{Backend, BackendError, Look, Notice};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
@@ -260,6 +262,10 @@ impl Backend for Libvirt {
         let (of, redefinition) = (identity.clone(), *redefinition);
         let job = move |job: &calls::Job<'_>| change::redefined(job, &of, &redefinition);
         self.calls.run(Class::Look, &identity.id, &format!("read the definition of {target}"), job).await
+    }
+
+    async fn logs(&self, _target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        console::read(&self.calls, &self.uri, &identity.id, ask).await
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {

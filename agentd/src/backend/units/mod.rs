@@ -5,10 +5,12 @@
 //! ```text
 //!   bus     systemd's manager over D-Bus         files   what a unit's files say: what it has after the next boot
 //!   named   the cgroups of [units.cgroups]       view    properties, files and cgroup, as an observation
+//!   journal a unit's messages
 //! ```
 
 mod bus;
 mod files;
+mod journal;
 mod named;
 mod view;
 
@@ -26,7 +28,7 @@ use tokio::sync::mpsc;
 
 use self::bus::{Bus, Setting};
 use self::view::{Native, Unit};
-use super::{Backend, BackendError, Look, Notice, cgroup, check_boot};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup, check_boot};
 
 /// How many units are asked about at once.
 const ASKED_AT_ONCE: usize = 8;
@@ -246,6 +248,15 @@ impl Backend for Units {
                 self.describe(unit).await
             }
         }
+    }
+
+    async fn logs(&self, target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        if self.config().cgroups.values().any(|path| *path == identity.id) {
+            let why = format!("{target} is a cgroup, and what is in it logs wherever it likes");
+            return Err(BackendError::Unsupported(why));
+        }
+        let unit = self.find(&identity.id).await?;
+        journal::read(journal::JOURNALCTL, &journal::FOLDERS, &unit.id, ask)
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {
