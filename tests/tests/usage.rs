@@ -19,7 +19,11 @@ const TICK: f64 = 0.01;
 /// CPU time of a container by its cgroup, in seconds.
 fn cgroup_seconds(docker: &Docker, name: &str) -> Result<f64> {
     let folder = docker.cgroup(name)?.cpu;
-    if let Ok(nanoseconds) = fs::read_to_string(folder.join("cpuacct.usage")) {
+    // In version 1 a controller of its own, wherever that is mounted.
+    let root = Path::new("/sys/fs/cgroup");
+    if let Ok(below) = folder.strip_prefix(root.join("cpu"))
+        && let Ok(nanoseconds) = fs::read_to_string(root.join("cpuacct").join(below).join("cpuacct.usage"))
+    {
         return Ok(nanoseconds.trim().parse::<f64>()? / 1e9);
     }
     let stat = fs::read_to_string(folder.join("cpu.stat"))?;
