@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Show what instances use: CPUs, memory, what limits hold back; of all that are up, or one in detail
     #[command(after_help = USAGE_HELP)]
     Usage(Usage),
+    /// Print agentd's metrics in Prometheus' text format, or write them for node_exporter's textfile collector
+    #[command(after_help = METRICS_HELP)]
+    Metrics(Metrics),
     /// Show the sizes of the config file
     #[command(after_help = "Examples:\n  ctl sizes\n  ctl resize web --size standard-2")]
     Sizes,
@@ -148,6 +151,14 @@ known is —, never 0: memory inside of a VM is known where its balloon driver r
 Examples:
   ctl usage --match 'vm/ci-*'
   ctl usage container/db -o json";
+
+const METRICS_HELP: &str = "\
+The file is replaced whole, and left as it was where agentd doesn't answer: its age tells. A timer and a service that write \
+it, alerts and a dashboard are in /usr/share/doc/agentd/prometheus.
+
+Examples:
+  ctl metrics | grep agentd_capacity
+  ctl metrics --textfile /var/lib/prometheus/node-exporter/agentd.prom";
 
 const HISTORY_HELP: &str = "\
 Times are of the local time zone. Of one instance, each entry names its operation, which `ctl undo` takes; -o json has \
@@ -297,6 +308,14 @@ pub(crate) struct Usage {
     /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
     #[arg(long = "match", value_name = "PATTERN")]
     pub(crate) pattern: Option<String>,
+}
+
+/// `ctl metrics`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Metrics {
+    /// Write them to this file, which must end in .prom for the collector to read it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) textfile: Option<PathBuf>,
 }
 
 /// `ctl stop`

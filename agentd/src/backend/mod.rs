@@ -6,6 +6,7 @@ pub mod docker;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod libvirt;
+pub(crate) mod timed;
 pub mod units;
 
 use std::time::Duration;
@@ -90,7 +91,7 @@ pub enum Notice {
     All,
 }
 
-/// An engine.
+/// An engine. `timed.rs` hands each of its calls on.
 #[async_trait]
 pub trait Backend: Send + Sync {
     /// The kind of instances that it has.

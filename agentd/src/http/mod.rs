@@ -4,6 +4,7 @@
 //! The loop is our own over hyper because bounds matter here: a half-sent request must not stay open for ever.
 
 mod body;
+mod metrics;
 mod peer;
 mod problem;
 mod routes;

@@ -26,7 +26,7 @@ use utoipa_axum::routes;
 
 use super::body::Json;
 use super::problem::{Refusal, json};
-use super::usage;
+use super::{metrics, usage};
 use crate::engine::{Ask, Engine, Filter, Peer, Wish};
 use crate::store::Page;
 
@@ -73,6 +73,7 @@ fn table() -> OpenApiRouter<Engine> {
         .routes(need(Right::Read, routes!(health)))
         .routes(need(Right::Read, routes!(usage::usage)))
         .routes(need(Right::Read, routes!(usage::usages)))
+        .routes(need(Right::Read, routes!(metrics::metrics)))
 }
 
 /// The router over an engine.

@@ -2,6 +2,7 @@
 //! share.
 
 mod config;
+mod metrics;
 mod power;
 mod read;
 mod resize;
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Capacity => read::capacity(&context),
         Command::Sizes => read::sizes(&context),
         Command::Usage(args) => usage::usage(&context, args),
+        Command::Metrics(args) => metrics::metrics(&context, args),
         Command::Health => read::health(&context),
         Command::Resize(resize) => resize::resize(&context, resize),
         Command::Prepare(prepare) => resize::prepare(&context, prepare),
