@@ -120,6 +120,7 @@ install: ## Into DESTDIR, what `make release` has built
 	install -D -m 644 $(TARGET)/share/ctl.zsh $(share)/zsh/site-functions/_ctl
 	install -D -m 644 $(TARGET)/share/ctl.fish $(share)/fish/vendor_completions.d/ctl.fish
 	install -D -m 644 -t $(share)/doc/agentd README.md ARCHITECTURE.md CHANGELOG.md LICENSE
+	install -D -m 644 -t $(share)/doc/agentd/prometheus packaging/prometheus/*
 	[ -e $(DESTDIR)/etc/agentd/agentd.toml ] || install -D -m 644 packaging/agentd.toml $(DESTDIR)/etc/agentd/agentd.toml
 
 clean: ## What cargo built

@@ -105,6 +105,12 @@ pub(crate) enum Command {
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
+    /// Show what instances use: CPUs, memory, what limits hold back; of all that are up, or one in detail
+    #[command(after_help = USAGE_HELP)]
+    Usage(Usage),
+    /// Print agentd's metrics in Prometheus' text format, or write them for node_exporter's textfile collector
+    #[command(after_help = METRICS_HELP)]
+    Metrics(Metrics),
     /// Show the sizes of the config file
     #[command(after_help = "Examples:\n  ctl sizes\n  ctl resize web --size standard-2")]
     Sizes,
@@ -151,6 +157,22 @@ since is left alone, and the undo refused.
 Examples:
   ctl undo web --dry-run
   ctl undo 01J9ZQ6Y3F8V4T7N2K5M0X1ABC";
+
+const USAGE_HELP: &str = "\
+CPUs in use are the mean since somebody asked before, or of 0.4 s where nobody did within the last minute. What can't be \
+known is —, never 0: memory inside of a VM is known where its balloon driver reports it.
+
+Examples:
+  ctl usage --match 'vm/ci-*'
+  ctl usage container/db -o json";
+
+const METRICS_HELP: &str = "\
+The file is replaced whole, and left as it was where agentd doesn't answer: its age tells. A timer and a service that write \
+it, alerts and a dashboard are in /usr/share/doc/agentd/prometheus.
+
+Examples:
+  ctl metrics | grep agentd_capacity
+  ctl metrics --textfile /var/lib/prometheus/node-exporter/agentd.prom";
 
 const HISTORY_HELP: &str = "\
 Times are of the local time zone. Of one instance, each entry names its operation, which `ctl undo` takes; -o json has \
@@ -310,6 +332,28 @@ pub(crate) struct Logs {
     /// Only what was logged since: 10m (ago), or a time such as 2026-01-31T08:00:00Z; not for VMs
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
+}
+
+/// `ctl usage`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Usage {
+    /// vm/web, container/db, unit/batch.service, or a bare name that only one instance has
+    #[arg(value_name = "REF", conflicts_with_all = ["kind", "pattern"])]
+    pub(crate) reference: Option<String>,
+    /// Only this kind: vm, container or unit
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+}
+
+/// `ctl metrics`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Metrics {
+    /// Write them to this file, which must end in .prom for the collector to read it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) textfile: Option<PathBuf>,
 }
 
 /// `ctl stop`, `ctl restart`

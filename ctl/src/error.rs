@@ -110,6 +110,12 @@ impl Failure {
         Failure::local(Code::Internal.as_str(), Code::Internal.exit(), detail, Some(hint))
     }
 
+    /// A file of this side can't be written.
+    pub(crate) fn unwritable(detail: String) -> Self {
+        let hint = "name a file in a folder that is there and that you may write".to_owned();
+        Failure::local(Code::Internal.as_str(), Code::Internal.exit(), detail, Some(hint))
+    }
+
     fn local(code: &str, exit: u8, detail: String, hint: Option<String>) -> Self {
         let document = document(code, None, &detail, hint.as_deref());
         let (code, steps) = (code.to_owned(), Vec::new());

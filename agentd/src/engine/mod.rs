@@ -10,11 +10,13 @@ mod keys;
 mod late;
 mod loans;
 mod logs;
+mod metrics;
 mod read;
 mod recovery;
 mod refusals;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,10 +39,12 @@ pub use change::{Ask, Wish};
 pub use keys::Submitted;
 pub use read::Filter;
 
+use crate::backend::timed::Timed;
 use crate::backend::{Backend, BackendError, Look};
 use crate::clock;
 use crate::executor::unrecorded;
 use crate::inventory::Book;
+use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 
 /// How long a request waits for the listing of one kind; then what was known of it before has to do, and is told.
@@ -123,6 +127,8 @@ struct Inner {
     repairs: Mutex<HashMap<InstanceId, watch::Repair>>,
     keys: keys::Keys,
     refusals: refusals::Refusals,
+    looks: usage::Looks,
+    metrics: Metrics,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
     under_way: channel::Sender<HashMap<String, OperationView>>,
 }
@@ -137,12 +143,15 @@ impl Engine {
     /// An engine over these backends, one a kind. `epoch` must differ from that of every earlier life.
     /// Changes nothing before [`Engine::restore`] has gone well.
     pub fn new(backends: Vec<Arc<dyn Backend>>, settings: Settings, store: Store, epoch: String) -> Self {
+        let metrics = Metrics::new();
+        store.count_with(metrics.clone());
+        let timed = |backend| Arc::new(Timed::new(backend, metrics.clone())) as Arc<dyn Backend>;
         let source =
             |backend: Arc<dyn Backend>| (backend.kind(), Source { backend, listed: tokio::sync::Mutex::default() });
         let book = Mutex::new(Book::new(&settings.config, settings.host, epoch));
         Engine {
             inner: Arc::new(Inner {
-                sources: backends.into_iter().map(source).collect(),
+                sources: backends.into_iter().map(timed).map(source).collect(),
                 settings: RwLock::new(Arc::new(settings)),
                 book,
                 store,
@@ -152,6 +161,8 @@ impl Engine {
                 repairs: Mutex::default(),
                 keys: keys::Keys::default(),
                 refusals: refusals::Refusals::default(),
+                looks: usage::Looks::default(),
+                metrics,
                 under_way: channel::Sender::default(),
             }),
         }

@@ -6,12 +6,14 @@
 mod body;
 mod crowd;
 mod logs;
+mod metrics;
 mod patience;
 mod peer;
 mod power;
 mod problem;
 mod routes;
 mod streams;
+mod usage;
 
 use std::io;
 use std::sync::Arc;

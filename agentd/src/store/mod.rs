@@ -18,9 +18,9 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::{Happening, HistoryEntry, Hold, Loan, OperationView};
@@ -33,6 +33,7 @@ use tokio::sync::{oneshot, watch};
 use self::db::{Db, Reader};
 pub use self::db::{Entry, Key, Location, Page, Told};
 use crate::engine::Failure;
+use crate::metrics::Metrics;
 
 /// How often a store in trouble is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -148,6 +149,10 @@ struct Shared {
     loaded: AtomicBool,
     /// Who follows the history.
     told: Arc<watch::Sender<()>>,
+    /// How many wait for the disk.
+    waiting: AtomicUsize,
+    /// Where it is counted what goes on record.
+    metrics: OnceLock<Metrics>,
 }
 
 #[derive(Debug)]
@@ -200,8 +205,9 @@ impl Store {
         live: Live,
         told: Arc<watch::Sender<()>>,
     ) -> Self {
-        let (reader, loaded) = (Mutex::default(), AtomicBool::new(false));
-        Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded, told }) }
+        let (reader, loaded, waiting) = (Mutex::default(), AtomicBool::new(false), AtomicUsize::new(0));
+        let metrics = OnceLock::new();
+        Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded, told, waiting, metrics }) }
     }
 
     /// Opens it and reads what an earlier life left behind. Nothing can be written before that has gone well; may be tried
@@ -238,8 +244,10 @@ impl Store {
     async fn write(&self, entries: Vec<Entry>, kept: bool) -> Result<(), StoreError> {
         crate::failpoint::reach("store: before").await;
         let (answer, written) = oneshot::channel();
+        let waits = Waits::of(&self.shared.waiting);
         self.send(Work::Commit { entries, kept, answer: Some(answer) });
         let written = written.await.unwrap_or_else(|_| Err(gone()));
+        drop(waits);
         crate::failpoint::reach("store: after").await;
         written
     }
@@ -326,6 +334,28 @@ impl Store {
         lock(&self.shared.trouble).clone()
     }
 
+    /// From now on what goes on record is counted there, too.
+    pub(crate) fn count_with(&self, metrics: Metrics) {
+        // The first engine over it is the only one.
+        let _ = self.shared.metrics.set(metrics);
+    }
+
+    /// How many commits wait for the disk.
+    pub(crate) fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Its size on disk in bytes, with its log; `None` where it isn't there.
+    pub(crate) fn size(&self) -> Option<u64> {
+        let path = &self.shared.location.path;
+        let size = |ending: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(ending);
+            std::fs::metadata(name).ok().map(|file| file.len())
+        };
+        Some(size("")? + size("-wal").unwrap_or(0) + size("-shm").unwrap_or(0))
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
@@ -356,6 +386,11 @@ impl Store {
     }
 
     fn send(&self, work: Work) {
+        if let (Work::Commit { entries, kept: true, .. }, Some(metrics)) = (&work, self.shared.metrics.get()) {
+            let told =
+                entries.iter().filter_map(|entry| if let Entry::History(told) = entry { Some(told) } else { None });
+            told.for_each(|told| metrics.recorded(&told.entry));
+        }
         match &self.shared.writer {
             // Where the thread is gone the answer's channel is dropped, and that is told.
             Access::Thread(sender) => drop(lock(sender).send(work)),
@@ -366,6 +401,22 @@ impl Store {
 
     fn live(&self) -> MutexGuard<'_, HashMap<String, Recorded>> {
         lock(&self.shared.live)
+    }
+}
+
+/// One who waits for the disk, also where it is given up.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn of(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

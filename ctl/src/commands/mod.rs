@@ -3,10 +3,12 @@
 
 mod config;
 mod logs;
+mod metrics;
 mod power;
 mod read;
 mod resize;
 mod undo;
+mod usage;
 
 use agentd_core::api::OperationView;
 use agentd_core::config::parse_duration;
@@ -53,6 +55,8 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Show(of) => read::show(&context, &of.reference),
         Command::Capacity => read::capacity(&context),
         Command::Sizes => read::sizes(&context),
+        Command::Usage(args) => usage::usage(&context, args),
+        Command::Metrics(args) => metrics::metrics(&context, args),
         Command::Health => read::health(&context),
         Command::Resize(resize) => resize::resize(&context, resize),
         Command::Prepare(prepare) => resize::prepare(&context, prepare),

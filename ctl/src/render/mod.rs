@@ -7,6 +7,7 @@ pub(crate) mod live;
 pub(crate) mod outcome;
 pub(crate) mod table;
 pub(crate) mod text;
+pub(crate) mod usage;
 
 use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::AsFd;

@@ -11,6 +11,7 @@ mod host;
 pub(crate) mod http;
 mod libvirt;
 mod namespace;
+mod prometheus;
 mod testdriver;
 
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ pub use host::Host;
 pub use http::{Events, Response};
 pub use libvirt::Libvirt;
 pub use namespace::Lab;
+pub use prometheus::{Prometheus, promtool};
 pub use testdriver::{TestNode, test_domain};
 
 /// How often a condition is looked at.
