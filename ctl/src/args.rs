@@ -91,6 +91,9 @@ pub(crate) enum Command {
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
+    /// Show the host and what each instance uses, on the whole screen, again and again
+    #[command(after_help = TOP_HELP)]
+    Top(Top),
     /// Show the sizes of the config file
     #[command(after_help = "Examples:\n  ctl sizes\n  ctl resize web --size standard-2")]
     Sizes,
@@ -145,6 +148,14 @@ all of it, with times in UTC.
 Examples:
   ctl history web
   ctl history vm/web --limit 100 --before 4711 -o json";
+
+const TOP_HELP: &str = "\
+Keys: c m n t l sort, r turns the order about, / filters, arrows and PgUp PgDn move, ? tells the keys, q quits. Where standard \
+output is no terminal it prints one look as lines, with -o json as one document.
+
+Examples:
+  ctl top --sort memory --match 'vm/*'
+  ctl top --once -o json";
 
 /// Which instance.
 #[derive(Debug, ClapArgs)]
@@ -272,6 +283,46 @@ pub(crate) struct History {
     /// Only entries before this one, to see older ones
     #[arg(long, value_name = "SEQ")]
     pub(crate) before: Option<u64>,
+}
+
+/// `ctl top`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Top {
+    /// What comes first: the largest of this, or names from A on
+    #[arg(long, value_name = "KEY", default_value = "cpu")]
+    pub(crate) sort: SortKey,
+    /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+    /// How long between two looks: 500ms, 2s
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    pub(crate) interval: String,
+    /// Print one look as lines, also on a terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// What `ctl top` sorts by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortKey {
+    Cpu,
+    Memory,
+    Name,
+    Throttled,
+    Lag,
+}
+
+impl SortKey {
+    /// As it is typed.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            SortKey::Cpu => "cpu",
+            SortKey::Memory => "memory",
+            SortKey::Name => "name",
+            SortKey::Throttled => "throttled",
+            SortKey::Lag => "lag",
+        }
+    }
 }
 
 /// `ctl stop`

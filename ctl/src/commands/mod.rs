@@ -5,6 +5,7 @@ mod config;
 mod power;
 mod read;
 mod resize;
+mod top;
 mod undo;
 
 use agentd_core::api::OperationView;
@@ -51,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::List(list) => read::list(&context, list),
         Command::Show(of) => read::show(&context, &of.reference),
         Command::Capacity => read::capacity(&context),
+        Command::Top(args) => top::top(&context, args, host),
         Command::Sizes => read::sizes(&context),
         Command::Health => read::health(&context),
         Command::Resize(resize) => resize::resize(&context, resize),
