@@ -12,7 +12,7 @@ deb="binutils dpkg-dev"
 rpm="binutils rpm"
 host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
-  busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps util-linux"
+  busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps tmux util-linux"
 
 wanted=
 for what in "${@:-build}"; do

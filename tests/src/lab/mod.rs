@@ -12,6 +12,7 @@ pub(crate) mod http;
 mod libvirt;
 mod namespace;
 mod testdriver;
+mod tmux;
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub use http::{Events, Response};
 pub use libvirt::Libvirt;
 pub use namespace::Lab;
 pub use testdriver::{TestNode, test_domain};
+pub use tmux::Tmux;
 
 /// How often a condition is looked at.
 const PAUSE: Duration = Duration::from_millis(20);
