@@ -1,6 +1,7 @@
-//! The time of day, for the record. Simulations have one of their own.
+//! The time of day, for the record, and one that only goes forward, for rates. Simulations have a time of day of their own.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The time of day.
 pub(crate) fn now() -> SystemTime {
@@ -14,6 +15,17 @@ pub(crate) fn now() -> SystemTime {
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {
     millis(now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Microseconds since some moment of this life of the daemon, by a clock that nobody sets.
+pub(crate) fn monotonic_usec() -> u64 {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(BEGAN.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The time of day, RFC 3339 in UTC, to the millisecond.
+pub(crate) fn rfc3339() -> String {
+    jiff::Timestamp::try_from(now()).map_or_else(|_| String::new(), |at| format!("{at:.3}"))
 }
 
 /// A duration in milliseconds.

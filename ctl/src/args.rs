@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Show the host and what each instance uses, on the whole screen, again and again
     #[command(after_help = TOP_HELP)]
     Top(Top),
+    /// Show what instances use: CPUs, memory, what limits hold back; of all that are up, or one in detail
+    #[command(after_help = USAGE_HELP)]
+    Usage(Usage),
     /// Show the sizes of the config file
     #[command(after_help = "Examples:\n  ctl sizes\n  ctl resize web --size standard-2")]
     Sizes,
@@ -140,6 +143,14 @@ since is left alone, and the undo refused.
 Examples:
   ctl undo web --dry-run
   ctl undo 01J9ZQ6Y3F8V4T7N2K5M0X1ABC";
+
+const USAGE_HELP: &str = "\
+CPUs in use are the mean since somebody asked before, or of 0.4 s where nobody did within the last minute. What can't be \
+known is —, never 0: memory inside of a VM is known where its balloon driver reports it.
+
+Examples:
+  ctl usage --match 'vm/ci-*'
+  ctl usage container/db -o json";
 
 const HISTORY_HELP: &str = "\
 Times are of the local time zone. Of one instance, each entry names its operation, which `ctl undo` takes; -o json has \
@@ -323,6 +334,20 @@ impl SortKey {
             SortKey::Lag => "lag",
         }
     }
+}
+
+/// `ctl usage`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Usage {
+    /// vm/web, container/db, unit/batch.service, or a bare name that only one instance has
+    #[arg(value_name = "REF", conflicts_with_all = ["kind", "pattern"])]
+    pub(crate) reference: Option<String>,
+    /// Only this kind: vm, container or unit
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
 }
 
 /// `ctl stop`

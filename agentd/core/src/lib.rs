@@ -14,3 +14,4 @@ pub mod plan;
 #[cfg(feature = "openapi")]
 mod schema;
 pub mod units;
+pub mod usage;

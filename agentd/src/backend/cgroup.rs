@@ -1,5 +1,7 @@
 //! What the kernel enforces for a cgroup, version 1 or 2: read below the root without following a link, never by a path that
-//! a caller sent.
+//! a caller sent. `counters.rs` has what it has counted.
+
+mod counters;
 
 use std::fs::File;
 use std::io::Read;

@@ -11,11 +11,13 @@ use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, R
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Headroom, Preparation, Redefinition, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
+use agentd_core::usage::{Bandwidth, Counters};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc};
 
 use super::{Backend, BackendError, Look, Notice};
+use crate::clock;
 
 /// What a faulty call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -73,6 +75,9 @@ pub struct FakeInstance {
     /// What is in use inside, told only to who waits for it.
     #[serde(default)]
     pub used_when_asked: Option<ByteCount>,
+    /// CPUs that it uses all the time; nobody counts them where absent.
+    #[serde(default)]
+    pub burns: Option<Cpus>,
     /// A guest without a balloon driver.
     #[serde(default)]
     pub silent: bool,
@@ -542,6 +547,27 @@ impl Backend for Fake {
             tokio::time::sleep(time).await;
         }
         seen.ok_or_else(|| BackendError::NotFound(format!("there is no vm/{name}")))
+    }
+
+    async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
+        let mut machines = self.machines();
+        let machine = find(&mut machines, observed.reference.name())?;
+        let at_usec = clock::monotonic_usec();
+        // The kernel gives it no more than its limit, and what it would have burned beyond that it was held back.
+        let (wants, limit) = (machine.spec.burns, machine.live.cpu_limit.at());
+        let gets = wants.map(|wants| limit.map_or(wants, |limit| limit.min(wants)));
+        Ok(Counters {
+            at_usec,
+            cpu_usec: gets.map(|cpus| at_usec * cpus.millis() / 1000),
+            bandwidth: limit.map(|_| {
+                let periods = at_usec / 100_000;
+                let throttled = if gets == wants { 0 } else { periods };
+                Bandwidth { periods, throttled, throttled_usec: throttled * 10_000 }
+            }),
+            host_memory: machine.observed.memory.at(),
+            oom_kills: Some(0),
+            pressure: None,
+        })
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {

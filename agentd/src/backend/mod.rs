@@ -14,6 +14,7 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Kind, Observed, Ref};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Preparation, Redefinition};
+use agentd_core::usage::Counters;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
@@ -107,6 +108,11 @@ pub trait Backend: Send + Sync {
 
     /// One instance by its name, UUID, or id prefix (6 characters or more). The answer's `reference` has its proper name.
     async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError>;
+
+    /// What was counted by now of an instance that was seen up: CPU time, what limits held back, OOM kills.
+    async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
+        Err(BackendError::Unsupported(format!("nobody counts what {} uses", observed.reference)))
+    }
 
     /// One atomic step on exactly this instance: [`BackendError::NotFound`] where id or boot are not those of `identity`
     /// (boot is not compared for what concerns the saved form or for a start). Returns once the engine has accepted;

@@ -14,6 +14,7 @@ mod recovery;
 mod refusals;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -122,6 +123,7 @@ struct Inner {
     repairs: Mutex<HashMap<InstanceId, watch::Repair>>,
     keys: keys::Keys,
     refusals: refusals::Refusals,
+    looks: usage::Looks,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
     under_way: channel::Sender<HashMap<String, OperationView>>,
 }
@@ -151,6 +153,7 @@ impl Engine {
                 repairs: Mutex::default(),
                 keys: keys::Keys::default(),
                 refusals: refusals::Refusals::default(),
+                looks: usage::Looks::default(),
                 under_way: channel::Sender::default(),
             }),
         }

@@ -7,6 +7,7 @@ mod body;
 mod peer;
 mod problem;
 mod routes;
+mod usage;
 
 use std::collections::HashMap;
 use std::io;

@@ -26,6 +26,7 @@ use utoipa_axum::routes;
 
 use super::body::Json;
 use super::problem::{Refusal, json};
+use super::usage;
 use crate::engine::{Ask, Engine, Filter, Peer, Wish};
 use crate::store::Page;
 
@@ -70,6 +71,8 @@ fn table() -> OpenApiRouter<Engine> {
         .routes(need(Right::Resize, routes!(undo)))
         .routes(need(Right::Read, routes!(history)))
         .routes(need(Right::Read, routes!(health)))
+        .routes(need(Right::Read, routes!(usage::usage)))
+        .routes(need(Right::Read, routes!(usage::usages)))
 }
 
 /// The router over an engine.
@@ -186,10 +189,7 @@ async fn instances(
     }
     let filter = Filter {
         kind: query.kind.map(|kind| kind.parse::<Kind>()).transpose()?,
-        pattern: query
-            .pattern
-            .map(|pattern| Pattern::parse(&pattern).map_err(|e| Problem::new(Code::InvalidRequest, e.to_string())))
-            .transpose()?,
+        pattern: pattern(query.pattern.as_deref())?,
         state: query.state.map(|state| state.parse::<State>()).transpose()?,
         next_boot: query.next_boot,
         unprepared: query.unprepared,
@@ -545,6 +545,10 @@ pub(super) fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result
         Err(rejection) => Err(Problem::new(Code::InvalidRequest, rejection.body_text())
             .hint("GET /v1/openapi.json lists what each route takes")),
     }
+}
+
+pub(super) fn pattern(text: Option<&str>) -> Result<Option<Pattern>, Problem> {
+    text.map(|text| Pattern::parse(text).map_err(|e| Problem::new(Code::InvalidRequest, e.to_string()))).transpose()
 }
 
 pub(super) fn duration(field: &str, text: Option<&str>) -> Result<Option<Duration>, Problem> {

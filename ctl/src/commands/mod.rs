@@ -7,6 +7,7 @@ mod read;
 mod resize;
 mod top;
 mod undo;
+mod usage;
 
 use agentd_core::api::OperationView;
 use agentd_core::config::parse_duration;
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Capacity => read::capacity(&context),
         Command::Top(args) => top::top(&context, args, host),
         Command::Sizes => read::sizes(&context),
+        Command::Usage(args) => usage::usage(&context, args),
         Command::Health => read::health(&context),
         Command::Resize(resize) => resize::resize(&context, resize),
         Command::Prepare(prepare) => resize::prepare(&context, prepare),

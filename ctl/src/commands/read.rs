@@ -41,7 +41,8 @@ pub(super) fn show(context: &Context, typed: &str) -> Result<Report, Failure> {
     let (client, text) = (context.client.clone(), typed.to_owned());
     let reply = context.watch(None, move || client.look_up(&text))?;
     let instance: Instance = reply.read()?;
-    Ok(context.screen.success(&reply.body, table::show(&instance, context.screen.out_width), String::new()))
+    let out = table::show(&instance, context.screen.out_width) + &super::usage::in_short(context, &instance);
+    Ok(context.screen.success(&reply.body, out, String::new()))
 }
 
 /// Shows what happened, newest first.

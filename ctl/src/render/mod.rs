@@ -6,6 +6,7 @@ pub(crate) mod history;
 pub(crate) mod outcome;
 pub(crate) mod table;
 pub(crate) mod text;
+pub(crate) mod usage;
 
 use std::io::{self, ErrorKind, Write as _};
 use std::os::fd::AsFd;

@@ -12,14 +12,16 @@ mod limits;
 mod live_tests;
 mod view;
 
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Scope};
 use agentd_core::units::Cpus;
+use agentd_core::usage::Counters;
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, ContainerUpdateBody};
 use futures_util::StreamExt;
@@ -47,12 +49,19 @@ pub struct Docker {
     host: Arc<cgroup::Host>,
     /// When to ask for the host's CPUs again, and what was answered. Never locked over an await.
     host_cpus: Mutex<Option<(Instant, Option<Cpus>)>>,
+    /// The main process of each running container by id, as of the last look: where its cgroup is found.
+    processes: Mutex<HashMap<String, u32>>,
 }
 
 impl Docker {
     /// Connects to nothing yet: the engine may come up later, and go and come back.
     pub fn new(socket: PathBuf) -> Self {
-        Docker { client: Client::new(socket), host: Arc::new(cgroup::Host::new()), host_cpus: Mutex::new(None) }
+        Docker {
+            client: Client::new(socket),
+            host: Arc::new(cgroup::Host::new()),
+            host_cpus: Mutex::new(None),
+            processes: Mutex::default(),
+        }
     }
 
     /// The container that a checked name or id prefix means. Docker would take any prefix, of one character even.
@@ -92,12 +101,18 @@ impl Docker {
         let seen = match view::pid(inspected).filter(|_| view::state(inspected).is_up()) {
             Some(pid) => {
                 let (host, id) = (Arc::clone(&self.host), view::id(inspected).to_owned());
+                self.processes().insert(id.clone(), pid);
                 Some(tokio::task::spawn_blocking(move || host.look(pid, &id)).await.unwrap_or_default())
             }
             None => None,
         };
         view::observed(inspected, seen, self.host_cpus().await)
             .map_err(|problem| BackendError::Failed(format!("docker's answer can't be used: {}", problem.detail)))
+    }
+
+    /// Never locked over an await.
+    fn processes(&self) -> MutexGuard<'_, HashMap<String, u32>> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The host's CPUs as the engine counts them, which is the most that it takes for `--cpus`.
@@ -193,6 +208,8 @@ impl Backend for Docker {
     async fn list(&self) -> Result<Vec<Observed>, BackendError> {
         let summaries = self.client.list().await?;
         self.host_cpus().await;
+        let listed: HashSet<&str> = summaries.iter().filter_map(|summary| summary.id.as_deref()).collect();
+        self.processes().retain(|id, _| listed.contains(id.as_str()));
         let described = futures_util::stream::iter(summaries)
             .map(|summary| self.describe_listed(summary))
             .buffer_unordered(INSPECTED_AT_ONCE)
@@ -203,6 +220,14 @@ impl Backend for Docker {
     async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {
         let inspected = self.find(name).await?;
         self.describe(&inspected).await
+    }
+
+    async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
+        let gone = || BackendError::NotFound(format!("{} has no cgroup by now", observed.reference));
+        let pid = self.processes().get(&observed.id).copied().ok_or_else(gone)?;
+        let (host, id) = (Arc::clone(&self.host), observed.id.clone());
+        let counted = tokio::task::spawn_blocking(move || host.counters(pid, &id)).await;
+        counted.ok().flatten().ok_or_else(gone)
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {

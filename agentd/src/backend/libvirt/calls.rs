@@ -221,6 +221,11 @@ impl Calls {
         }
     }
 
+    /// Where pid files are.
+    pub(super) fn pid_dirs(&self) -> Arc<[PathBuf]> {
+        Arc::clone(&self.pid_dirs)
+    }
+
     /// Whether a change of this domain is under way, one that ran into its deadline included.
     pub(super) fn is_changing(&self, domain: &str) -> bool {
         lock(&self.tally).changing.iter().any(|changing| changing == domain)

@@ -58,6 +58,15 @@ fn vm_path(path: &str) -> Option<&str> {
     (inside && !below.is_empty()).then_some(below)
 }
 
+/// The same, only where libvirt made it: else the process shares the cgroup of whoever started libvirt, and what is counted
+/// there is everybody's.
+pub(super) fn own_path(path: &str) -> Option<&str> {
+    let vm = vm_path(path)?;
+    let last = vm.rsplit('/').next().unwrap_or_default();
+    let parts = vm.len() < path.trim_matches('/').len();
+    (parts || last.starts_with("qemu-") || last.starts_with("machine-qemu")).then_some(vm)
+}
+
 fn is_part_of_vm(last: &str) -> bool {
     let numbered = |prefix| {
         last.strip_prefix(prefix).is_some_and(|n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -86,6 +95,21 @@ mod tests {
             ("/a/../../b", None),
         ] {
             assert_eq!(vm_path(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_others_share_is_not_the_vms_own() {
+        let scope = "machine.slice/machine-qemu\\x2d1\\x2dweb.scope";
+        for (path, expected) in [
+            ("/machine/qemu-1-web.libvirt-qemu/emulator", Some("machine/qemu-1-web.libvirt-qemu")),
+            ("/machine/qemu-1-web.libvirt-qemu", Some("machine/qemu-1-web.libvirt-qemu")),
+            (&format!("/{scope}/libvirt/vcpu0"), Some(&format!("{scope}/libvirt"))),
+            (&format!("/{scope}"), Some(scope)),
+            ("/user.slice/session-2.scope", None),
+            ("/", None),
+        ] {
+            assert_eq!(own_path(path), expected.map(|path| path as &str), "{path}");
         }
     }
 

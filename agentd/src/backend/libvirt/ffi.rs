@@ -281,6 +281,15 @@ impl Domain {
         Ok((c_uint::try_from(state).unwrap_or(0), c_uint::try_from(reason).unwrap_or(0)))
     }
 
+    /// CPU time since its start, in nanoseconds.
+    pub(super) fn cpu_time(&self) -> Result<u64> {
+        let mut info = std::mem::MaybeUninit::<sys::virDomainInfo>::uninit();
+        // SAFETY: a live domain and a place for the answer.
+        check(unsafe { sys::virDomainGetInfo(self.raw(), info.as_mut_ptr()) })?;
+        // SAFETY: filled by libvirt, which told so.
+        Ok(unsafe { info.assume_init() }.cpuTime)
+    }
+
     /// The definition of what runs, or of the next start.
     pub(super) fn xml(&self, saved: bool) -> Result<String> {
         let flags = if saved { sys::VIR_DOMAIN_XML_INACTIVE } else { 0 };

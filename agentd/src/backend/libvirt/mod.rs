@@ -7,6 +7,7 @@
 //! | `calls.rs` | threads, deadlines, connections |
 //! | `look.rs`, `xml.rs`, `process.rs`, `cgroup.rs` | what can be seen of a domain |
 //! | `reading.rs`, `quota.rs` | what that means |
+//! | `counters.rs` | what was counted of a domain |
 //! | `asked.rs` | what was asked of a guest and is still open |
 //! | `guests.rs` | how guests behave |
 //! | `change.rs` | one step |
@@ -16,6 +17,7 @@ mod asked;
 mod calls;
 mod cgroup;
 mod change;
+mod counters;
 mod ffi;
 mod guests;
 mod hotplug;
@@ -36,6 +38,7 @@ use agentd_core::instance::{Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Preparation, Redefinition, Scope, Values, describe};
 use agentd_core::units::{ByteCount, Limit};
+use agentd_core::usage::Counters;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -46,7 +49,7 @@ use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
 use self::guests::Guests;
 use self::look::{Balloon, Sighting};
-use super::{Backend, BackendError, Look, Notice};
+use super::{Backend, BackendError, Look, Notice, cgroup as kernel};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
@@ -60,12 +63,14 @@ pub struct Libvirt {
     calls: Calls,
     asked: Mutex<Memory>,
     guests: Arc<Mutex<Guests>>,
+    host: Arc<kernel::Host>,
 }
 
 impl Libvirt {
     /// Connects at the first call, so that agentd starts where libvirt is down.
     pub fn new(uri: String) -> Self {
-        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), guests: Arc::default(), uri }
+        let host = Arc::new(kernel::Host::new());
+        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), guests: Arc::default(), host, uri }
     }
 
     /// Never held over a call.
@@ -219,6 +224,18 @@ impl Backend for Libvirt {
         let mut seen = self.see(name, look).await?;
         self.ask_agent(&mut seen).await;
         self.understand(&seen)
+    }
+
+    async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
+        let (host, dirs, uuid) = (Arc::clone(&self.host), self.calls.pid_dirs(), observed.id.clone());
+        let (name, boot) = (observed.reference.name().to_owned(), observed.boot.clone());
+        let read = move || counters::of_process(&host, &dirs, &name, &uuid, boot.as_deref());
+        if let Some(counted) = tokio::task::spawn_blocking(read).await.ok().flatten() {
+            return Ok(counted);
+        }
+        let (what, uuid) = (format!("ask libvirt for the CPU time of {}", observed.reference), observed.id.clone());
+        let job = move |job: &calls::Job<'_>| Ok(job.connect.by_uuid(&uuid)?.cpu_time()?);
+        self.calls.run(Class::Look, "", &what, job).await.map(counters::of_libvirt)
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {

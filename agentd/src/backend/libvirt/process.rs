@@ -59,7 +59,7 @@ fn is_vcpu(name: &str) -> bool {
 }
 
 /// Field 22 of `/proc/PID/stat` (proc(5)), counted after the name, which may hold spaces and brackets.
-fn start_time(stat: &str) -> Option<u64> {
+pub(super) fn start_time(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 

@@ -20,6 +20,7 @@ use agentd_core::instance::{Covered, Kind, Observed, Ref, State};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Scope, Values};
 use agentd_core::units::Limit;
+use agentd_core::usage::Counters;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -246,6 +247,18 @@ impl Backend for Units {
                 self.describe(unit).await
             }
         }
+    }
+
+    async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
+        let path = match self.config().cgroups.values().find(|path| **path == observed.id) {
+            Some(path) => path.clone(),
+            None => self.find(&observed.id).await?.cgroup,
+        };
+        let host = Arc::clone(&self.host);
+        // Without a process systemd keeps no cgroup, and an empty path would be the root's.
+        let counted = move || if path.is_empty() { None } else { host.counters_at(&path) };
+        let counted = tokio::task::spawn_blocking(counted).await.ok().flatten();
+        counted.ok_or_else(|| BackendError::NotFound(format!("{} has no cgroup by now", observed.reference)))
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {
