@@ -53,9 +53,10 @@ fn rate(screen: &str, reference: &str) -> Option<f64> {
 fn is_as_before(tmux: &Tmux) -> Result<()> {
     tmux.wait_for("the prompt", |screen| screen.trim_end().ends_with("ready>"))?;
     assert_eq!(tmux.tell("#{alternate_on} #{cursor_flag}")?, "0 1");
-    tmux.line("stty -a | tr ';' '\\n' | grep -c -E '(^| )icanon|(^| )echo |(^| )isig' | sed s/^/modes=/")?;
-    let screen = tmux.wait_for("the modes", |screen| screen.lines().any(|line| line.starts_with("modes=")))?;
-    assert!(screen.contains("modes=2"), "{screen}");
+    tmux.line("stty -a | tr -s ' ;' '\\n' | grep -cx -e icanon -e echo -e isig | sed s/^/modes=/")?;
+    let modes = |screen: &str| screen.lines().find_map(|line| line.strip_prefix("modes=")?.trim().parse::<u8>().ok());
+    let screen = tmux.wait_for("the modes", |screen| modes(screen).is_some())?;
+    assert_eq!(modes(&screen), Some(3), "{screen}");
     Ok(())
 }
 
@@ -93,7 +94,9 @@ fn a_host_is_seen_sorted_filtered_and_left_at_80_by_24_and_at_200_by_60() -> Res
     tmux.resize((40, 10))?;
     tmux.wait_for("fewer columns", |screen| !screen.contains("THR") && screen.contains("MEM/LIMIT"))?;
     tmux.resize((80, 24))?;
-    assert!(tmux.styled_screen()?.contains("\u{1b}[32m"), "in use is green");
+    tmux.wait_for("all columns", |screen| screen.contains("THR"))?;
+    let styled = tmux.styled_screen()?;
+    assert!(styled.contains("\u{1b}[38;5;2m"), "in use is green: {styled:?}");
     tmux.keys(&["q"])?;
     is_as_before(&tmux)
 }

@@ -1,6 +1,6 @@
 //! A terminal that a test can type into and look at: a private tmux server with one window, in a folder of its own.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -28,14 +28,15 @@ impl Tmux {
         command.arg("-S").arg(folder.path().join("s")).args(["-f", "/dev/null", "-D"]).env("LC_ALL", "C.UTF-8");
         command.env_remove("TMUX").env_remove("NO_COLOR");
         let server = Daemon::start_logging_to(&folder.path().join("log"), "tmux", command)?;
+        // What the shell reads first: tmux would give it the PATH of its own, and dash takes no prompt from a variable. The
+        // prompt is one that no program prints.
+        let profile = folder.path().join("profile");
+        let set = variables.iter().map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''")));
+        fs::write(&profile, set.chain(["PS1='ready> '\n".to_owned()]).collect::<String>())?;
+        let profile = format!("ENV={}", profile.display());
         let tmux = Self { folder, _server: server };
         let size = [columns, lines].map(|number| number.to_string());
-        let mut open = vec!["new-session", "-d", "-s", "w", "-x", &size[0], "-y", &size[1]];
-        // A prompt that no program prints by itself.
-        let variables: Vec<String> =
-            variables.iter().chain(&[("PS1", "ready> ")]).map(|(name, value)| format!("{name}={value}")).collect();
-        open.extend(variables.iter().flat_map(|variable| ["-e", variable.as_str()]));
-        open.push("sh");
+        let open = ["new-session", "-d", "-s", "w", "-x", &size[0], "-y", &size[1], "-e", &profile, "sh"];
         wait_until("tmux", PATIENCE, || tmux.run(&open).map(Some))?;
         tmux.wait_for("a prompt", |screen| screen.contains("ready>"))?;
         Ok(tmux)
