@@ -171,7 +171,7 @@ Examples:
 /// Which instance.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Reference {
-    /// vm/web, container/db, unit/batch.service; or a bare name that only one instance has
+    /// vm/web, container/db, unit/batch.service, or a bare name that only one instance has
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
 }

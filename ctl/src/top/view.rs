@@ -176,8 +176,11 @@ fn layout(lines: &[Line<'_>], room: usize) -> Vec<(Column, usize)> {
     grow(|column| column == Column::Notes, &|_| notes);
     grow(|column| column == Column::Ref, &|_| reference);
     grow(|column| !column.is_trail(), &|column| column.titles().1.len());
-    let trails = if room > 100 { KEPT } else { 8 };
-    grow(Column::is_trail, &|_| trails);
+    let trails = widths.iter().filter(|(column, _)| column.is_trail()).count();
+    let each = left.checked_div(trails).unwrap_or(0);
+    for (_, width) in widths.iter_mut().filter(|(column, _)| column.is_trail()) {
+        *width = (*width + each).min(KEPT);
+    }
     widths
 }
 
