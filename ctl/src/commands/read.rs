@@ -73,8 +73,9 @@ pub(super) fn capacity(context: &Context) -> Result<Report, Failure> {
     let mut out = String::new();
     if let (Some(width), false) = (context.screen.out_width, context.screen.json || context.screen.quiet) {
         // What is in use is beside the point here: where it can't be told, the bars go without it.
-        let usage: Option<UsageList> =
-            context.client.get_within("/v1/usage", GLANCE_TIME).ok().and_then(|reply| reply.read().ok());
+        let client = context.client.clone();
+        let told = context.watch(None, move || client.get_within("/v1/usage", GLANCE_TIME));
+        let usage: Option<UsageList> = told.ok().and_then(|reply| reply.read().ok());
         let gauges = bar::gauges(&capacity.cpus, &capacity.memory, &usage.map(|usage| usage.host).unwrap_or_default());
         out = bar::text(&bar::lines(&gauges, width, bar::Glyphs::of_locale())) + "\n";
     }

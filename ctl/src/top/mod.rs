@@ -29,10 +29,11 @@ use signal_hook::iterator::Signals;
 use crate::args::SortKey;
 use crate::client::Client;
 use crate::error::Failure;
+use crate::progress;
 use crate::render::bar::Glyphs;
 use crate::render::{Report, Screen};
 use model::Model;
-use source::{Sample, Source};
+use source::{Answers, Sample, Source};
 use terminal::Terminal;
 use view::Look;
 
@@ -72,7 +73,7 @@ pub(crate) fn run(client: Client, screen: &Screen, options: &Options) -> Result<
         return plain::report(&source, screen, options);
     }
     // Before the screen is taken: what is wrong from the start is an error like any other command's.
-    let first = source.ask()?.sample()?;
+    let first = look(&source, screen)?.sample()?;
     let failed = |error: std::io::Error| Failure::internal(format!("the terminal can't be used: {error}"));
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
     let (tell, told) = mpsc::channel();
@@ -93,6 +94,15 @@ pub(crate) fn run(client: Client, screen: &Screen, options: &Options) -> Result<
     .map_err(failed)?;
     let mut model = Model::new(first, Zoned::now(), options.sort);
     show(&mut terminal, &told, &mut model, options)
+}
+
+/// The first look; on a terminal it says what it waits for, as every command does.
+fn look(source: &Source, screen: &Screen) -> Result<Answers, Failure> {
+    if screen.quiet || screen.err_width.is_none() {
+        return source.ask();
+    }
+    let source = source.clone();
+    progress::watch("waiting for agentd".into(), None, move || source.ask())
 }
 
 /// Draws, takes what it is told, and draws again.

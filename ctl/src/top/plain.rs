@@ -12,7 +12,7 @@ use crate::render::{Report, Screen};
 
 /// Looks once, and prints it.
 pub(super) fn report(source: &Source, screen: &Screen, options: &Options) -> Result<Report, Failure> {
-    let answers = source.ask()?;
+    let answers = super::look(source, screen)?;
     let sample = answers.sample()?;
     let err = table::unavailable(&sample.unavailable, "what it has is as it was last seen, or missing");
     let model = Model::new(sample, Zoned::now(), options.sort);
