@@ -33,7 +33,11 @@ fn examples(help: &str) -> Vec<&str> {
     lines
         .filter_map(|line| line.find("ctl ").map(|at| &line[at..]))
         .map(|line| {
-            [" | ", " && ", " > ", ")"].iter().filter_map(|end| line.find(end)).min().map_or(line, |at| &line[..at])
+            [" | ", " && ", " >", " 2>", ")"]
+                .iter()
+                .filter_map(|end| line.find(end))
+                .min()
+                .map_or(line, |at| &line[..at])
         })
         .collect()
 }
@@ -53,6 +57,8 @@ fn every_example_of_every_help_works_as_it_stands() -> Result<()> {
         let examples = examples(&help);
         assert!(examples.len() >= 2, "{command}: {examples:?}");
         for example in examples {
+            // What one writes is to be in the test's own folder.
+            let example = &example.replace("/var/lib/", &format!("{}/", agentd.folder().display()));
             let output = Command::new("timeout")
                 .args([SECONDS, "sh", "-c", example])
                 .env("PATH", &path)
