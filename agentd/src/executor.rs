@@ -201,7 +201,7 @@ impl<'a> Executor<'a> {
             Some((code, detail)) => Problem::new(*code, detail.clone()),
             None => {
                 Problem::new(Code::Internal, format!("agentd was ended in the middle of this change of {reference}"))
-                    .hint("look at it with `ctl show` and ask again")
+                    .hint("look at it with `ctl show`, then try again")
             }
         }
     }

@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
+    /// Show the host and what each instance uses, on the whole screen, again and again
+    #[command(after_help = TOP_HELP)]
+    Top(Top),
     /// Show what instances use: CPUs, memory, what limits hold back; of all that are up, or one in detail
     #[command(after_help = USAGE_HELP)]
     Usage(Usage),
@@ -190,10 +193,18 @@ Examples:
   ctl logs web -f --tail 20
   ctl logs container/db --since 10m 2>errors.log";
 
+const TOP_HELP: &str = "\
+Keys: c m n t l sort, r turns the order about, / filters, arrows and PgUp PgDn move, ? tells the keys, q quits. Where standard \
+output is no terminal it prints one look as lines, with -o json as one document.
+
+Examples:
+  ctl top --sort memory --match 'vm/*'
+  ctl top --once -o json";
+
 /// Which instance.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Reference {
-    /// vm/web, container/db, unit/batch.service; or a bare name that only one instance has
+    /// vm/web, container/db, unit/batch.service, or a bare name that only one instance has
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
 }
@@ -332,6 +343,46 @@ pub(crate) struct Logs {
     /// Only what was logged since: 10m (ago), or a time such as 2026-01-31T08:00:00Z; not for VMs
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
+}
+
+/// `ctl top`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Top {
+    /// What comes first: the largest of this, or names from A on
+    #[arg(long, value_name = "KEY", default_value = "cpu")]
+    pub(crate) sort: SortKey,
+    /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+    /// How long between two looks: 500ms, 2s
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    pub(crate) interval: String,
+    /// Print one look as lines, also on a terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// What `ctl top` sorts by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortKey {
+    Cpu,
+    Memory,
+    Name,
+    Throttled,
+    Lag,
+}
+
+impl SortKey {
+    /// As it is typed.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            SortKey::Cpu => "cpu",
+            SortKey::Memory => "memory",
+            SortKey::Name => "name",
+            SortKey::Throttled => "throttled",
+            SortKey::Lag => "lag",
+        }
+    }
 }
 
 /// `ctl usage`

@@ -7,6 +7,7 @@
 //! `httparse` would win nothing and own the lengths and chunks. ureq's transport traits are outside of its semver promise,
 //! hence the `~` in Cargo.toml; `socket.rs` is all that depends on them.
 
+mod pages;
 mod socket;
 
 use std::io::{self, Read};
@@ -19,6 +20,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::error::Failure;
+pub(crate) use pages::all_pages;
 use socket::{ConnectFailed, Connection};
 
 /// How long a reply to a question may take.

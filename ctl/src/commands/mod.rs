@@ -7,6 +7,7 @@ mod metrics;
 mod power;
 mod read;
 mod resize;
+mod top;
 mod undo;
 mod usage;
 
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::List(list) => read::list(&context, list),
         Command::Show(of) => read::show(&context, &of.reference),
         Command::Capacity => read::capacity(&context),
+        Command::Top(args) => top::top(&context, args, host),
         Command::Sizes => read::sizes(&context),
         Command::Usage(args) => usage::usage(&context, args),
         Command::Metrics(args) => metrics::metrics(&context, args),

@@ -19,7 +19,7 @@ pub(super) const NOTHING: &str = "—";
 
 /// How a column stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stand {
+pub(crate) enum Stand {
     Left,
     Right,
     /// To the left, and wrapped where the terminal is too narrow.
@@ -27,7 +27,7 @@ pub(super) enum Stand {
 }
 
 /// Lays a table out: a header, rows, and for each column how it stands.
-pub(super) fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
+pub(crate) fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if let Some(width) = width.and_then(|width| u16::try_from(width).ok()) {

@@ -99,7 +99,7 @@ impl ByRestart {
             // It may have been made for something else than what is aimed at by now.
             let Some(made) = made.filter(|made| Some(made.of) == redefinition) else {
                 return Err(
-                    Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference)).hint("ask again")
+                    Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference)).hint("try again")
                 );
             };
             plan.notes.extend(made.notes.iter().chain(&made.changes).cloned());
