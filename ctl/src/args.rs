@@ -102,6 +102,9 @@ pub(crate) enum Command {
     /// Show what an instance logs: a container's output, a unit's journal, a VM's serial console where a file has it
     #[command(after_help = LOGS_HELP)]
     Logs(Logs),
+    /// Show what happens, one line an event: changes, refusals, drift, states; with -f as it happens
+    #[command(after_help = EVENTS_HELP)]
+    Events(Events),
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
@@ -200,6 +203,14 @@ output is no terminal it prints one look as lines, with -o json as one document.
 Examples:
   ctl top --sort memory --match 'vm/*'
   ctl top --once -o json";
+
+const EVENTS_HELP: &str = "\
+Types are change, refusal, drift, hold-cleared, settled and state. With -f it goes on over a restart of agentd and shows each \
+event once; with -o json each event is one line of JSON, whose seq --after takes.
+
+Examples:
+  ctl events -f --match 'vm/ci-*' --type drift,state
+  ctl events --tail 20 -o json";
 
 /// Which instance.
 #[derive(Debug, ClapArgs)]
@@ -327,6 +338,29 @@ pub(crate) struct History {
     /// Only entries before this one, to see older ones
     #[arg(long, value_name = "SEQ")]
     pub(crate) before: Option<u64>,
+}
+
+/// `ctl events`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Events {
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin with the last so many [default: 100; with -f none]
+    #[arg(long, value_name = "N", conflicts_with = "after")]
+    pub(crate) tail: Option<usize>,
+    /// Begin after this one, by its seq
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) after: Option<u64>,
+    /// Only of this kind: vm, container or unit
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Only of references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+    /// Only of these types, with commas
+    #[arg(long = "type", value_name = "TYPES")]
+    pub(crate) types: Option<String>,
 }
 
 /// `ctl logs`

@@ -130,7 +130,16 @@ impl Client {
 
     /// Asks for a reply that goes on, and gives its body as it comes: only its beginning has a deadline.
     pub(crate) fn stream(&self, path: &str) -> Result<impl Read + use<>, Failure> {
-        let request = self.agent.get(address(path)).config().timeout_recv_response(Some(QUESTION_TIME)).build();
+        self.stream_after(path, None)
+    }
+
+    /// The same of events, from after one of them on.
+    pub(crate) fn stream_after(&self, path: &str, last: Option<u64>) -> Result<impl Read + use<>, Failure> {
+        let mut request = self.agent.get(address(path));
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last.to_string());
+        }
+        let request = request.config().timeout_recv_response(Some(QUESTION_TIME)).build();
         let reply = request.call().map_err(|error| self.unanswered(broken(error), QUESTION_TIME))?;
         if !reply.status().is_success() {
             let refused = self.read(Ok(reply)).map_err(|broken| self.unanswered(broken, QUESTION_TIME))?;

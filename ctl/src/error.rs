@@ -89,6 +89,11 @@ impl Failure {
         Failure::local(Failure::UNREACHABLE, UNREACHABLE_EXIT, detail, Some(hint))
     }
 
+    /// Whether trying again may help: agentd is away, or has too much to do.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.exit == UNREACHABLE_EXIT
+    }
+
     /// The socket itself is not for this user. Trying again won't help, so it is not `unreachable`.
     pub(crate) fn not_permitted(detail: String, hint: String) -> Self {
         Failure::local(Code::Forbidden.as_str(), Code::Forbidden.exit(), detail, Some(hint))

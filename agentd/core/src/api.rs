@@ -549,6 +549,16 @@ pub enum Happening {
 }
 
 impl Happening {
+    /// Every type of event.
+    pub const ALL: [Happening; 6] = [
+        Happening::Change,
+        Happening::Refusal,
+        Happening::Drift,
+        Happening::HoldCleared,
+        Happening::Settled,
+        Happening::State,
+    ];
+
     /// The name on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -560,6 +570,16 @@ impl Happening {
             Happening::State => "state",
         }
     }
+}
+
+/// Events that a reader has missed and that are not on record any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LostEvents {
+    /// The last that the reader has seen.
+    pub after: u64,
+    /// The oldest that is still there.
+    pub oldest: u64,
 }
 
 /// A value before and after.

@@ -6,6 +6,7 @@
 //! an instance is its id, since a name may go to another one at any time.
 
 mod change;
+mod events;
 mod keys;
 mod late;
 mod loans;
@@ -36,6 +37,7 @@ use tokio::sync::watch as channel;
 use tokio::time::Instant;
 
 pub use change::{Ask, Wish};
+pub use events::{Begin, Event, EventFilter, Events, LONGEST_TAIL, types};
 pub use keys::Submitted;
 pub use read::Filter;
 

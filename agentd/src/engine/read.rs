@@ -320,7 +320,7 @@ impl Engine {
         Ok(HistoryList { items: visible, next })
     }
 
-    fn may_see_entry(&self, peer: &Peer, entry: &HistoryEntry) -> bool {
+    pub(super) fn may_see_entry(&self, peer: &Peer, entry: &HistoryEntry) -> bool {
         let (access, labels) = (&self.settings().access, self.labels(entry));
         let admin = access.decide(&peer.caller, Right::Admin, Some((&entry.reference, &labels)));
         let own = entry.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
@@ -337,7 +337,7 @@ impl Engine {
     }
 
     /// The labels of the instance that this happened to. Of one that is gone nobody knows any, whoever has its name now.
-    fn labels(&self, entry: &HistoryEntry) -> BTreeMap<String, String> {
+    pub(super) fn labels(&self, entry: &HistoryEntry) -> BTreeMap<String, String> {
         let (Ok(Target::Full(reference)), Some(id)) = (entry.reference.parse(), &entry.id) else {
             return BTreeMap::new();
         };

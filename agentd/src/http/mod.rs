@@ -5,6 +5,7 @@
 
 mod body;
 mod crowd;
+mod events;
 mod logs;
 mod metrics;
 mod patience;

@@ -25,6 +25,7 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use super::body::Json;
+use super::events::{__path_events, events};
 use super::logs::{__path_logs, logs};
 use super::power;
 use super::problem::{Refusal, json};
@@ -76,6 +77,7 @@ fn table() -> OpenApiRouter<Engine> {
         .routes(need(Right::Read, routes!(operation)))
         .routes(need(Right::Resize, routes!(undo)))
         .routes(need(Right::Read, routes!(history)))
+        .routes(need(Right::Read, routes!(events)))
         .routes(need(Right::Read, routes!(health)))
         .routes(need(Right::Read, routes!(usage::usage)))
         .routes(need(Right::Read, routes!(usage::usages)))
@@ -400,6 +402,7 @@ async fn history(
         uid: None,
         before: query.before,
         limit: query.limit.unwrap_or(DEFAULT_OPERATIONS),
+        states: false,
     };
     Ok(json(StatusCode::OK, &engine.history(&peer, page).await?))
 }
@@ -527,7 +530,7 @@ pub(super) fn duration(field: &str, text: Option<&str>) -> Result<Option<Duratio
     Ok(Some(time))
 }
 
-fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
+pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let invalid = |why: &str| Problem::new(Code::InvalidRequest, format!("the header {name} {why}"));

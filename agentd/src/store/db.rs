@@ -76,6 +76,8 @@ pub struct Page {
     pub before: Option<u64>,
     /// At most this many.
     pub limit: usize,
+    /// With the states of instances, too.
+    pub states: bool,
 }
 
 /// An open store.
@@ -224,12 +226,13 @@ impl Reader {
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, at_ms, body FROM history
              WHERE (?1 IS NULL OR reference = ?1) AND (?2 IS NULL OR uid = ?2) AND (?3 IS NULL OR seq < ?3)
-             AND mark NOT GLOB 'state/*' ORDER BY seq DESC LIMIT ?4",
+             AND (?5 OR mark NOT GLOB 'state/*') ORDER BY seq DESC LIMIT ?4",
         )?;
         let before = page.before.map(signed);
-        let rows = statement.query_map(params![page.reference, page.uid, before, count(page.limit)], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
-        })?;
+        let rows = statement
+            .query_map(params![page.reference, page.uid, before, count(page.limit), page.states], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+            })?;
         rows.map(|row| entry(row?)).collect()
     }
 

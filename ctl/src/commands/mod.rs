@@ -2,6 +2,7 @@
 //! share.
 
 mod config;
+mod events;
 mod logs;
 mod metrics;
 mod power;
@@ -63,6 +64,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Resize(resize) => resize::resize(&context, resize),
         Command::Prepare(prepare) => resize::prepare(&context, prepare),
         Command::Undo(args) => undo::undo(&context, args),
+        Command::Events(args) => events::events(&context, args),
         Command::History(history) => read::history(&context, history),
         Command::Logs(args) => logs::logs(&context, args),
         Command::Stop(stop) => power::stop(&context, stop),

@@ -69,6 +69,12 @@ pub(crate) fn history(entries: &[HistoryEntry], of_one: bool, local: &Local, wid
     }
 }
 
+/// One entry as a line of its own, as it happens.
+pub(crate) fn line(entry: &HistoryEntry, local: &Local) -> String {
+    let who = entry.who.as_ref().map(|who| format!("  by {}", local.who(who))).unwrap_or_default();
+    format!("{}  {}  {}  {}{who}\n", local.time(&entry.at), clean(&entry.reference), what(entry), end(entry))
+}
+
 /// The verb, or what happened by itself.
 fn what(entry: &HistoryEntry) -> String {
     match (entry.happening, entry.verb.as_deref()) {
