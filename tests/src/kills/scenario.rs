@@ -129,6 +129,8 @@ pub fn all() -> Vec<Scenario> {
     let shrunk = json!({"cpus": 1, "memory": "512MiB", "cpu_limit": 0.5, "wait": "200ms"});
     let one_more = || Ask::resize("web", json!({"cpus": "+1", "memory": "+256MiB"}));
     let stop = |force: bool| Ask::verb("stop", json!({"timeout": "300ms", "force": force}));
+    let again = |force: bool| Ask::verb("restart", json!({"timeout": "300ms", "force": force}));
+    let suspend = || Ask::verb("suspend", json!({"reason": "backup"}));
     let alone = |ask: Ask| vec![vec![ask]];
     vec![
         Scenario::new("growth", alone(Ask::resize("web", grown()))),
@@ -168,6 +170,15 @@ pub fn all() -> Vec<Scenario> {
             .faults(&[(0, "hang-after")]),
         Scenario::new("restart that hangs on its way up", alone(Ask::resize("web", beyond(false))))
             .faults(&[(4, "hang-after")]),
+        Scenario::new("restart alone", alone(again(false))),
+        Scenario::new("restart alone, of one that ignores it", alone(again(false))).web("stubborn", json!(true)),
+        Scenario::new("hard restart alone", alone(again(true))).web("stubborn", json!(true)),
+        Scenario::new("restart alone whose start fails", alone(again(false))).faults(&[(1, "fail")]),
+        Scenario::new("restart alone that hangs on its way up", alone(again(false))).faults(&[(1, "hang-after")]),
+        Scenario::new("suspend", alone(suspend())),
+        Scenario::new("suspend that fails after it was done", alone(suspend())).faults(&[(0, "fail-after")]),
+        Scenario::new("suspend that hangs", alone(suspend())).faults(&[(0, "hang-after")]),
+        Scenario::new("resume", alone(Ask::verb("resume", json!({})))).after(vec![suspend()]),
         Scenario::new("undo", alone(Ask::undo_of(0))).after(vec![Ask::resize("web", grown())]),
         Scenario::new("undo whose step fails", alone(Ask::undo_of(0)))
             .after(vec![Ask::resize("web", grown())])

@@ -53,15 +53,21 @@ impl Record {
     }
 
     fn is_held(&self, reference: &str) -> bool {
-        let holds = |instance: &Value| instance["holds"].to_string().contains("needs-attention");
-        self.instances.get(reference).is_some_and(holds)
+        self.instances.get(reference).is_some_and(|shown| holds(shown).contains(&"needs-attention"))
     }
+}
+
+/// The kinds of an instance's holds.
+fn holds(shown: &Value) -> Vec<&str> {
+    shown["holds"].as_array().into_iter().flatten().filter_map(|hold| hold["hold"].as_str()).collect()
 }
 
 /// One VM of the engine: what it has by the engine's own file.
 #[derive(Debug, Clone, PartialEq)]
 struct Machine {
+    /// Running or paused.
     runs: bool,
+    paused: bool,
     live: Value,
     saved: Value,
     observed: Value,
@@ -73,7 +79,10 @@ fn machines(scenario: &Scenario, home: &Home) -> Result<BTreeMap<String, Machine
     let kept: BTreeMap<String, Value> = serde_json::from_slice(&text)?;
     let machine = |(name, kept): (String, Value)| {
         let [live, saved, observed] = ["live", "saved", "observed"].map(|side| kept[side].clone());
-        (format!("vm/{name}"), Machine { runs: kept["state"] == "running", live, saved, observed })
+        (
+            format!("vm/{name}"),
+            Machine { runs: kept["state"] != "stopped", paused: kept["state"] == "paused", live, saved, observed },
+        )
     };
     Ok(kept.into_iter().map(machine).collect())
 }
@@ -82,7 +91,7 @@ fn beginning(scenario: &Scenario) -> BTreeMap<String, Machine> {
     let machine = |spec: &Value| {
         let all = json!({"cpus": spec["cpus"], "cpu_limit": "none", "memory": spec["memory"]});
         let (runs, name) = (spec["stopped"] != true, spec["name"].as_str().unwrap_or_default());
-        (format!("vm/{name}"), Machine { runs, live: all.clone(), saved: all.clone(), observed: all })
+        (format!("vm/{name}"), Machine { runs, paused: false, live: all.clone(), saved: all.clone(), observed: all })
     };
     scenario.engine["instances"].as_array().into_iter().flatten().map(machine).collect()
 }
@@ -97,9 +106,11 @@ fn expected(scenario: &Scenario, record: &Record) -> Result<BTreeMap<String, Mac
         let reference = operation["ref"].as_str().unwrap_or_default();
         let machine = machines.get_mut(reference).with_context(|| format!("no {reference}"))?;
         match operation["verb"].as_str() {
-            Some("stop") if operation["outcome"] == "changed" => machine.runs = false,
+            Some("stop") if operation["outcome"] == "changed" => (machine.runs, machine.paused) = (false, false),
             Some("stop") => {}
-            Some("start") => (machine.runs, machine.live) = (true, machine.saved.clone()),
+            Some("start" | "restart") => (machine.runs, machine.live) = (true, machine.saved.clone()),
+            Some("suspend") => machine.paused = true,
+            Some("resume") => machine.paused = false,
             Some("resize" | "undo") => {
                 for change in operation["changes"].as_array().into_iter().flatten() {
                     let field = change["field"].as_str().unwrap_or_default();
@@ -136,7 +147,8 @@ fn each_is_accounted_for(scenario: &Scenario, record: &Record) -> Result<()> {
         let outcome = operation["outcome"].as_str().unwrap_or_default();
         let steps: Vec<&str> =
             operation["steps"].as_array().into_iter().flatten().filter_map(|step| step["state"].as_str()).collect();
-        let resizes = matches!(operation["verb"].as_str(), Some("resize" | "undo"));
+        // A start and a stop are never taken back.
+        let resizes = !matches!(operation["verb"].as_str(), Some("start" | "stop"));
         let fits: &[&str] = match outcome {
             "changed" | "pending" if resizes && operation["restart"] == false => &["done", "pending"],
             "changed" | "pending" => &["done", "pending", "failed", "skipped"],
@@ -154,7 +166,8 @@ fn each_is_accounted_for(scenario: &Scenario, record: &Record) -> Result<()> {
     }
     for (reference, instance) in &record.instances {
         let partial = |operation: &Value| operation["outcome"] == "partial" && operation["ref"] == reference.as_str();
-        let held = instance["holds"] != json!([]);
+        // Of a suspension the instance's own operations tell.
+        let held = holds(instance).iter().any(|hold| *hold != "suspended");
         ensure!(!held || record.operations.values().any(partial), "held, and nobody knows why: {instance}");
     }
     Ok(())
@@ -184,7 +197,8 @@ fn the_history_tells_each_once(record: &Record) -> Result<()> {
     for (id, operation) in &record.operations {
         let of = |entry: &&Value| entry["operation"] == id.as_str();
         let ends = record.history.iter().filter(of).filter(|entry| entry["outcome"] == operation["outcome"]).count();
-        let others = record.history.iter().filter(of).filter(|entry| entry["outcome"] != operation["outcome"]);
+        let others = record.history.iter().filter(of).filter(|entry| entry["happening"] != "settled");
+        let others = others.filter(|entry| entry["outcome"] != operation["outcome"]);
         ensure!(ends == 1, "the history tells {ends} times of {operation}");
         for other in others {
             ensure!(other["outcome"] == "unknown", "the history tells {other} of {operation}");
@@ -204,6 +218,12 @@ fn all_or_nothing(scenario: &Scenario, record: &Record, there: &BTreeMap<String,
             continue;
         }
         let found = there.get(&reference).with_context(|| format!("no {reference}"))?;
+        let suspended = record.instances.get(&reference).is_some_and(|shown| holds(shown).contains(&"suspended"));
+        ensure!(
+            (found.paused, suspended) == (wanted.paused, wanted.paused),
+            "{reference} is {found:?}, suspended: {suspended}, by its operations {wanted:?}: {:#?}",
+            record.operations
+        );
         ensure!(
             found.runs == wanted.runs && found.saved == wanted.saved && (!found.runs || found.live == wanted.live),
             "{reference} has {found:?}, by its operations {wanted:?}: {:#?}",
