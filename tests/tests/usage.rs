@@ -113,6 +113,16 @@ fn rates_are_what_the_kernel_counts_over_the_same_time() -> Result<()> {
     ensure!(of("host") > Some(64 * MIB), "its QEMU takes more of the host than that: {web}");
     ensure!(web["memory"]["balloon"]["lag"] == 0, "{web}");
 
+    // A VM's limit holds it back as a container's does; its QEMU's cgroup tells.
+    ensure!(web["cpu"]["throttled"].is_null(), "it has no limit yet: {web}");
+    let limited = agentd.post("/v1/instances/vm/web/resize", &serde_json::json!({"cpu_limit": 0.2}))?;
+    ensure!(limited.status == 200, "{}", limited.text());
+    wait_until("the VM to be held back", LIMIT, || {
+        let web = usage(&agentd, "vm/web")?;
+        ensure!(web["memory"]["oom_kills"].is_u64(), "{web}");
+        Ok((web["cpu"]["throttled"].as_f64() > Some(0.0)).then_some(()))
+    })?;
+
     // The command says the same, and `show` has it in a line.
     let shown = agentd.ctl(&["usage"]);
     ensure!(shown.code == Some(0) && shown.stdout.contains("container/half"), "{shown:?}");
