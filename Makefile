@@ -16,10 +16,10 @@ PREFIX = /usr
 DESTDIR =
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release check test test-fast definitions soak bugs demo bench deny deb rpm stage install clean
+.PHONY: help setup build release check test test-fast definitions soak bugs demo bench screenshot deny deb rpm stage install clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## What a build needs from the distribution
 	packaging/setup.sh demo
@@ -81,6 +81,13 @@ bench: ## ctl beside the engines' own commands, as ratios: about eight minutes o
 	packaging/setup.sh test
 	cargo build --release -p agentd -p ctl
 	cargo run --release -p agentd-tests --bin bench
+
+# ctl and agentd last, by themselves: without the fake engine, which the tests' own crate asks for.
+screenshot: setup ## docs/top.svg: ctl top as it is, on real engines
+	packaging/setup.sh test
+	cargo build -p agentd-tests --bin screenshot
+	cargo build -p agentd -p ctl
+	$(TARGET)/debug/screenshot docs/top.svg
 
 deny: $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) ## Licences, bans and sources of the dependencies
 	$(TOOLS)/bin/cargo-deny check licenses bans sources

@@ -12,7 +12,8 @@ deb="binutils dpkg-dev"
 rpm="binutils rpm"
 host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
-  busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps util-linux prometheus prometheus-node-exporter"
+  busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps tmux util-linux prometheus
+  prometheus-node-exporter"
 
 wanted=
 for what in "${@:-build}"; do

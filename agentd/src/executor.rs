@@ -165,11 +165,11 @@ impl<'a> Executor<'a> {
     /// absolute is never done again. `since` is how long ago it began.
     pub async fn recover(mut self, observed: &Observed, since: Duration) -> Ended {
         self.recovering = true;
-        if !self.operation.verb.resizes() {
-            return self.recover_verb(observed, since).await;
-        }
         if self.operation.restarts() {
             return self.recover_restart(observed, since).await;
+        }
+        if !self.operation.verb.resizes() {
+            return self.recover_verb(observed, since).await;
         }
         match self.operation.resume(observed) {
             Ok(Course::Done) => {
@@ -201,7 +201,7 @@ impl<'a> Executor<'a> {
             Some((code, detail)) => Problem::new(*code, detail.clone()),
             None => {
                 Problem::new(Code::Internal, format!("agentd was ended in the middle of this change of {reference}"))
-                    .hint("look at it with `ctl show` and ask again")
+                    .hint("look at it with `ctl show`, then try again")
             }
         }
     }
@@ -228,8 +228,11 @@ impl<'a> Executor<'a> {
                     let end = match self.settle(&step.action, deadline).await {
                         Settled::Reached => StepState::Done,
                         Settled::Unobservable(why) => return self.unknown(Problem::new(Code::BackendTimeout, why)),
-                        // A shutdown that was asked for may be on its way for as long as the guest likes.
-                        Settled::Missed { .. } if step.action == Action::Shutdown => StepState::Pending,
+                        // A shutdown that was asked for may be on its way for as long as the guest likes, and systemd's job
+                        // for as long as the unit takes.
+                        Settled::Missed { .. } if matches!(step.action, Action::Shutdown | Action::Restart { .. }) => {
+                            StepState::Pending
+                        }
                         Settled::Missed { .. } | Settled::Abandoned(_) => StepState::Failed,
                     };
                     self.advance(index, end, None);
@@ -253,11 +256,16 @@ impl<'a> Executor<'a> {
                 (self.operation.problem, self.operation.outcome) = (None, outcome);
                 Ended::default()
             }
-            (Verb::Stop, Some(true)) if asked => {
+            (Verb::Stop | Verb::Restart, Some(true)) if asked => {
                 (self.operation.problem, self.operation.outcome) = (None, Outcome::Pending);
                 Ended::default()
             }
-            (Verb::Start, None) => {
+            (Verb::Restart | Verb::Suspend | Verb::Resume, Some(_)) if self.is_done() => {
+                self.operation.problem = None;
+                self.operation.succeed();
+                Ended::default()
+            }
+            (Verb::Start | Verb::Restart | Verb::Suspend | Verb::Resume, None) => {
                 let problem = Problem::new(Code::InvalidState, format!("{reference} is gone"));
                 self.operation.fail(Outcome::Abandoned, &problem);
                 Ended { problem: Some(problem), hold: None }
@@ -270,7 +278,12 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// A resize by restart that was cut off. What it has begun goes on: until it has taken its instance down it is taken
+    /// Whether all of its steps are done; one of which only the hold is left has none.
+    fn is_done(&self) -> bool {
+        self.operation.steps.iter().all(|record| record.state == StepState::Done)
+    }
+
+    /// A restart that was cut off. What it has begun goes on: until it has taken its instance down it is taken
     /// back, from there on it is finished, or taken back where that fails. It is never made hard here.
     async fn recover_restart(&mut self, observed: &Observed, since: Duration) -> Ended {
         if observed.id != self.operation.identity.id {
@@ -416,7 +429,7 @@ impl<'a> Executor<'a> {
                     ),
                     untouched: false,
                 },
-                Settle::Within(time) if action == Action::Shutdown && self.operation.verb.resizes() => {
+                Settle::Within(time) if action == Action::Shutdown && self.operation.restarts() => {
                     StepEnd::Failed { problem: self.stays_up(&seen, time), untouched: false }
                 }
                 Settle::Guest | Settle::Within(_) => StepEnd::Pending(format!("the guest has not obeyed yet: {seen}")),

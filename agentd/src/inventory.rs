@@ -15,8 +15,10 @@ use agentd_core::config::Config;
 use agentd_core::drift::{drift, drift_after, is_of};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
-use agentd_core::operation::{Operation, Outcome};
-use agentd_core::plan::{HostCapacity, Targets, caps, charge_of};
+use agentd_core::operation::{Operation, Outcome, Pending, same_boot};
+use agentd_core::plan::{HostCapacity, Mark, Targets, caps, charge_of};
+
+use agentd_core::units::{ByteCount, Limit};
 
 use crate::clock::now_ms;
 use crate::store::{Entry, Remembered, Told};
@@ -38,6 +40,10 @@ pub struct Known {
     pub holds: Vec<Hold>,
     /// What it has for a time only.
     pub loans: Vec<Loan>,
+    /// What changes have left pending.
+    pub pending: Vec<Pending>,
+    /// Whether it is a VM that gives back, in its own time, what it was booted with beyond what is saved.
+    settling: bool,
     /// When the observation was begun.
     seen: Moment,
     /// Whether a change of it is in flight.
@@ -69,6 +75,7 @@ impl Known {
             version: self.version.clone(),
             holds: holds.cloned().collect(),
             loans: self.loans.clone(),
+            pending: self.pending.clone(),
             unseen: self.unseen.then(|| ledger.charge(&self.observed.instance_id())),
         }
     }
@@ -93,8 +100,10 @@ pub struct Book {
     names: HashMap<Ref, InstanceId>,
     /// What the record doesn't know yet.
     unrecorded: BTreeSet<InstanceId>,
-    /// Drift that is not in the history yet.
+    /// What was seen to happen and is not in the history yet.
     untold: Vec<Entry>,
+    /// The kinds of which everything is known: what turns up from there on is new.
+    listed: BTreeSet<Kind>,
     ledger: Ledger,
     clock: u64,
     versions: u64,
@@ -111,6 +120,7 @@ impl Book {
             names: HashMap::new(),
             unrecorded: BTreeSet::new(),
             untold: Vec::new(),
+            listed: BTreeSet::new(),
             ledger: Ledger::new(caps(config, host)),
             clock: 0,
             versions: 0,
@@ -141,11 +151,11 @@ impl Book {
     /// Takes what an earlier life of the daemon knew of an instance. It is charged from here on, whether or not its backend
     /// answers. Where it was seen in this life already, only what can't be seen is taken.
     pub fn restore(&mut self, remembered: Remembered, config: &Config) {
-        let Remembered { stamp, observed, version, holds, loans, unseen } = remembered;
+        let Remembered { stamp, observed, version, holds, loans, pending, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let instance = observed.instance_id();
         if let Some(known) = self.known.get_mut(&instance) {
-            (known.holds, known.loans) = (holds, loans);
+            (known.holds, known.loans, known.pending) = (holds, loans, pending);
             return;
         }
         self.ledger.observe(&instance, charge_of(&observed, config), &limits_of(&observed, config));
@@ -157,8 +167,9 @@ impl Book {
         if seen_with_it.is_none_or(|other| other.seen == Moment(0)) {
             self.names.insert(observed.reference.clone(), instance.clone());
         }
-        let (readable, busy, doubtful) = (None, false, Vec::new());
-        let known = Known { observed, readable, version, holds, loans, seen, busy, unseen, doubtful };
+        let (readable, busy, settling, doubtful) = (None, false, false, Vec::new());
+        let known =
+            Known { observed, readable, version, holds, loans, pending, settling, seen, busy, unseen, doubtful };
         self.known.insert(instance, known);
     }
 
@@ -227,12 +238,14 @@ impl Book {
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
         let holds = old.map(|old| old.holds.clone()).unwrap_or_default();
         let loans = old.map(|old| old.loans.clone()).unwrap_or_default();
+        let mut pending = old.map(|old| old.pending.clone()).unwrap_or_default();
         let mut doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
+        let settling = old.is_some_and(|old| settles(old, &observed));
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed));
         let mut moves = match old {
             Some(old) if !unseen => match ended {
                 Some(ended) => drift_after(ended, old.last_readable(), &observed),
-                None => drift(old.last_readable(), &observed),
+                None => drift(old.last_readable(), &observed, settling),
             },
             _ => Vec::new(),
         };
@@ -246,12 +259,22 @@ impl Book {
             doubtful.remove(place);
         }
         moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
+        // It was suspended, and somebody else has woken it.
+        let woken = old.map(Known::last_readable).filter(|old| {
+            old.state == State::Paused
+                && matches!(observed.state, State::Running | State::Starting)
+                && holds.iter().any(|hold| hold.hold == HoldKind::Suspended)
+                && ended.is_none_or(|ended| ended.mark.is_none())
+        });
+        moves.extend(woken.map(|old| Move::State { before: Some(old.state), after: Some(observed.state) }));
         let readable = old
             .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)
             .map(|old| Box::new(old.last_readable().clone()));
         let before = old.map(|old| &old.observed.reference).filter(|before| **before != observed.reference).cloned();
-        let remembered =
-            before.is_none() && old.is_some_and(|old| !changed && !unseen && old.observed.native == observed.native);
+        let settled = settle(&mut pending, &observed);
+        let remembered = before.is_none()
+            && old.is_some_and(|old| old.pending == pending)
+            && old.is_some_and(|old| !changed && !unseen && old.observed.native == observed.native);
         let version = match old {
             Some(old) if !changed => old.version.clone(),
             _ => self.next_version(),
@@ -273,7 +296,13 @@ impl Book {
         self.names.insert(observed.reference.clone(), instance.clone());
         let drift = (!moves.is_empty()).then(|| Drift { observed: observed.clone(), version: version.clone(), moves });
         self.untold.extend(drift.as_ref().map(|drift| told(drift, config)));
-        let known = Known { observed, readable, version, holds, loans, seen: begun, busy, unseen, doubtful };
+        self.untold.extend(settled.iter().map(|done| told_settled(done, &observed)));
+        let was = self.known.get(&instance).map(|old| old.observed.state);
+        if was != Some(observed.state) && (was.is_some() || self.listed.contains(&instance.kind)) {
+            self.untold.push(told_state(&observed, was, Some(observed.state), &version));
+        }
+        let known =
+            Known { observed, readable, version, holds, loans, pending, settling, seen: begun, busy, unseen, doubtful };
         self.known.insert(instance, known);
         drift
     }
@@ -294,7 +323,9 @@ impl Book {
         for instance in gone {
             self.forget(&instance, begun);
         }
-        listing.into_iter().filter_map(|observed| self.record(observed, begun, config)).collect()
+        let drift = listing.into_iter().filter_map(|observed| self.record(observed, begun, config)).collect();
+        self.listed.insert(kind);
+        drift
     }
 
     /// A backend that does not answer: what is known of its instances stands, and so do their charges.
@@ -315,6 +346,8 @@ impl Book {
     pub fn drop_gone(&mut self, instance: &InstanceId) {
         if let Some(known) = self.known.remove(instance) {
             self.unname(&known.observed.reference, instance);
+            let version = self.next_version();
+            self.untold.push(told_state(&known.observed, Some(known.observed.state), None, &version));
         }
         self.ledger.release(instance, Charge::ZERO);
         self.ledger.forget(instance);
@@ -347,7 +380,11 @@ impl Book {
         let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(operation)));
         let Some(known) = self.known.get_mut(&instance) else { return drift };
         known.busy = false;
-        if lend(&mut known.loans, operation) {
+        if !matches!(operation.outcome, Outcome::RolledBack | Outcome::Unchanged) {
+            known.pending.retain(|pending| !pending.is_superseded_by(operation));
+        }
+        known.pending.extend(operation.pending());
+        if lend(&mut known.loans, operation) || operation.outcome == Outcome::Pending {
             self.unrecorded.insert(instance.clone());
         }
         if settled {
@@ -358,6 +395,15 @@ impl Book {
             } else {
                 self.ledger.release(&instance, charge_of(&known.observed, config));
             }
+        }
+        match operation.marks().cloned() {
+            Some(Mark::Hold { reason, before }) => {
+                let (who, since_ms, before) = (Some(operation.who.clone()), Some(operation.started_ms), Some(before));
+                let hold = Hold { who, since_ms, before, ..Hold::new(HoldKind::Suspended, reason) };
+                self.put(&operation.instance_id(), hold);
+            }
+            Some(Mark::Lift) => drop(self.lift(&operation.instance_id(), HoldKind::Suspended)),
+            None => {}
         }
         drift
     }
@@ -382,10 +428,14 @@ impl Book {
 
     /// Puts a hold on an instance.
     pub fn hold(&mut self, instance: &InstanceId, hold: HoldKind, reason: String) {
+        self.put(instance, Hold::new(hold, reason));
+    }
+
+    fn put(&mut self, instance: &InstanceId, hold: Hold) {
         let version = self.next_version();
         if let Some(known) = self.known.get_mut(instance) {
-            known.holds.retain(|known| known.hold != hold);
-            known.holds.push(Hold { hold, reason });
+            known.holds.retain(|known| known.hold != hold.hold);
+            known.holds.push(hold);
             known.version = version;
             self.unrecorded.insert(instance.clone());
         }
@@ -485,6 +535,44 @@ fn told(drift: &Drift, config: &Config) -> Entry {
         ..HistoryEntry::new(Happening::Drift, &observed.reference, Some(observed.id.clone()))
     };
     Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("drift/{version}") }))
+}
+
+/// What of what was left pending has come about, taken out of it with what never will.
+fn settle(pending: &mut Vec<Pending>, observed: &Observed) -> Vec<Pending> {
+    let settled = pending.iter().filter(|pending| pending.has_settled(observed) == Some(true)).cloned().collect();
+    pending.retain(|pending| observed.state == State::Unknown || pending.has_settled(observed) == Some(false));
+    settled
+}
+
+/// Whether a VM has begun a run with more memory than is saved for it, and goes on giving that back.
+fn settles(old: &Known, observed: &Observed) -> bool {
+    let (before, at) = (old.last_readable(), |value: Option<Limit<ByteCount>>| value.and_then(Limit::at));
+    let begun = old.settling || !same_boot(before.boot.as_deref(), observed.boot.as_deref());
+    let more = at(observed.memory.accepted) >= at(observed.memory.persistent) && observed.memory.persistent.is_some();
+    // Once it has come down to what is saved it is like any other.
+    let arrived = at(before.memory.accepted).is_some() && before.memory.accepted == before.memory.persistent;
+    observed.reference.kind() == Kind::Vm && begun && more && !(old.settling && arrived)
+}
+
+/// What the history tells of a guest that has obeyed late.
+fn told_settled(done: &Pending, observed: &Observed) -> Entry {
+    let Pending { operation, verb, .. } = done;
+    let entry = HistoryEntry {
+        operation: Some(operation.clone()),
+        verb: Some(verb.to_string()),
+        detail: Some("what this change had left pending has come about".to_owned()),
+        ..HistoryEntry::new(Happening::Settled, &observed.reference, Some(observed.id.clone()))
+    };
+    Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("settled/{operation}") }))
+}
+
+/// What the events tell of an instance that went into another state, came or went.
+fn told_state(observed: &Observed, before: Option<State>, after: Option<State>, version: &str) -> Entry {
+    let entry = HistoryEntry {
+        moves: vec![Move::State { before, after }],
+        ..HistoryEntry::new(Happening::State, &observed.reference, Some(observed.id.clone()))
+    };
+    Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("state/{version}") }))
 }
 
 /// What an observation charges. One of an instance that can't be read now gives nothing back: it may well run on as it was.

@@ -85,12 +85,29 @@ pub(crate) enum Command {
     /// Start an instance, where the host's caps allow it
     #[command(after_help = "Examples:\n  ctl start web\n  ctl start container/db --dry-run")]
     Start(Start),
+    /// Restart an instance: down gracefully, then, only with --force, hard, and up again; its share stays its own meanwhile
+    #[command(after_help = "Examples:\n  ctl restart web --timeout 2m\n  ctl restart vm/web --timeout 30s --force")]
+    Restart(Stop),
+    /// Pause an instance and hold it, so that nothing but stop and resume is done to it
+    #[command(
+        after_help = "Examples:\n  ctl suspend web --reason \"backup of its disk\"\n  ctl suspend container/db --reason \"debugging\" --dry-run"
+    )]
+    Suspend(Suspend),
+    /// Lift the hold of a suspended instance and put back the state of before
+    #[command(after_help = "Examples:\n  ctl resume web\n  ctl resume container/db --dry-run")]
+    Resume(Start),
     /// Show what was changed, refused or drifted, by whom, newest first
     #[command(after_help = HISTORY_HELP)]
     History(History),
+    /// Show what an instance logs: a container's output, a unit's journal, a VM's serial console where a file has it
+    #[command(after_help = LOGS_HELP)]
+    Logs(Logs),
     /// Show what the host has, what is promised and what is free
     #[command(after_help = "Examples:\n  ctl capacity\n  ctl capacity -o json")]
     Capacity,
+    /// Show the host and what each instance uses, on the whole screen, again and again
+    #[command(after_help = TOP_HELP)]
+    Top(Top),
     /// Show what instances use: CPUs, memory, what limits hold back; of all that are up, or one in detail
     #[command(after_help = USAGE_HELP)]
     Usage(Usage),
@@ -168,10 +185,26 @@ Examples:
   ctl history web
   ctl history vm/web --limit 100 --before 4711 -o json";
 
+const LOGS_HELP: &str = "\
+What was written to standard error goes to standard error, every byte as it was; on a terminal, what that might obey is \
+written out, colours excepted. With -o json each line is one line of JSON.
+
+Examples:
+  ctl logs web -f --tail 20
+  ctl logs container/db --since 10m 2>errors.log";
+
+const TOP_HELP: &str = "\
+Keys: c m n t l sort, r turns the order about, / filters, arrows and PgUp PgDn move, ? tells the keys, q quits. Where standard \
+output is no terminal it prints one look as lines, with -o json as one document.
+
+Examples:
+  ctl top --sort memory --match 'vm/*'
+  ctl top --once -o json";
+
 /// Which instance.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Reference {
-    /// vm/web, container/db, unit/batch.service; or a bare name that only one instance has
+    /// vm/web, container/db, unit/batch.service, or a bare name that only one instance has
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
 }
@@ -296,6 +329,62 @@ pub(crate) struct History {
     pub(crate) before: Option<u64>,
 }
 
+/// `ctl logs`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Logs {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// Go on with what is logged from now on, until the instance ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last so many lines
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+    /// Only what was logged since: 10m (ago), or a time such as 2026-01-31T08:00:00Z; not for VMs
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+}
+
+/// `ctl top`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Top {
+    /// What comes first: the largest of this, or names from A on
+    #[arg(long, value_name = "KEY", default_value = "cpu")]
+    pub(crate) sort: SortKey,
+    /// Only references that match this glob (`*` crosses `/`), or label:KEY=VALUE
+    #[arg(long = "match", value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+    /// How long between two looks: 500ms, 2s
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    pub(crate) interval: String,
+    /// Print one look as lines, also on a terminal
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// What `ctl top` sorts by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortKey {
+    Cpu,
+    Memory,
+    Name,
+    Throttled,
+    Lag,
+}
+
+impl SortKey {
+    /// As it is typed.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            SortKey::Cpu => "cpu",
+            SortKey::Memory => "memory",
+            SortKey::Name => "name",
+            SortKey::Throttled => "throttled",
+            SortKey::Lag => "lag",
+        }
+    }
+}
+
 /// `ctl usage`
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Usage {
@@ -318,7 +407,7 @@ pub(crate) struct Metrics {
     pub(crate) textfile: Option<PathBuf>,
 }
 
-/// `ctl stop`
+/// `ctl stop`, `ctl restart`
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Stop {
     #[command(flatten)]
@@ -333,7 +422,19 @@ pub(crate) struct Stop {
     pub(crate) plan: Plan,
 }
 
-/// `ctl start`
+/// `ctl suspend`
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Suspend {
+    #[command(flatten)]
+    pub(crate) of: Reference,
+    /// Why, for those who find it suspended
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    #[command(flatten)]
+    pub(crate) plan: Plan,
+}
+
+/// `ctl start`, `ctl resume`
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Start {
     #[command(flatten)]

@@ -7,8 +7,10 @@
 //! `httparse` would win nothing and own the lengths and chunks. ureq's transport traits are outside of its semver promise,
 //! hence the `~` in Cargo.toml; `socket.rs` is all that depends on them.
 
+mod pages;
 mod socket;
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::error::Failure;
+pub(crate) use pages::all_pages;
 use socket::{ConnectFailed, Connection};
 
 /// How long a reply to a question may take.
@@ -122,17 +125,39 @@ impl Client {
     /// Asks a question, with a time of its own for the reply.
     pub(crate) fn get_within(&self, path: &str, time: Duration) -> Result<Reply, Failure> {
         let request = self.agent.get(address(path)).config().timeout_global(Some(time)).build();
-        match self.read(request.call()) {
-            Ok(reply) => judge(reply),
-            Err(Broken::Unconnected(failed)) => Err(self.unreachable(&failed)),
-            Err(Broken::Unanswered(why)) => Err(Failure::unreachable(
+        self.read(request.call()).map_err(|broken| self.unanswered(broken, time)).and_then(judge)
+    }
+
+    /// Asks for a reply that goes on, and gives its body as it comes: only its beginning has a deadline.
+    pub(crate) fn stream(&self, path: &str) -> Result<impl Read + use<>, Failure> {
+        let request = self.agent.get(address(path)).config().timeout_recv_response(Some(QUESTION_TIME)).build();
+        let reply = request.call().map_err(|error| self.unanswered(broken(error), QUESTION_TIME))?;
+        if !reply.status().is_success() {
+            let refused = self.read(Ok(reply)).map_err(|broken| self.unanswered(broken, QUESTION_TIME))?;
+            return Err(Failure::from_reply(refused.status, &refused.body));
+        }
+        Ok(reply.into_body().into_reader())
+    }
+
+    /// A reply that went on broke off.
+    pub(crate) fn broke_off(&self, why: &io::Error) -> Failure {
+        Failure::unreachable(
+            format!("the connection to {} broke before the reply had ended: {why}", self.socket.display()),
+            "agentd may have been stopped; see what it says: journalctl -u agentd".into(),
+        )
+    }
+
+    fn unanswered(&self, broken: Broken, time: Duration) -> Failure {
+        match broken {
+            Broken::Unconnected(failed) => self.unreachable(&failed),
+            Broken::Unanswered(why) => Failure::unreachable(
                 format!("the connection to {} broke before the reply: {why}", self.socket.display()),
                 "see what agentd says: journalctl -u agentd".into(),
-            )),
-            Err(Broken::Late) => Err(Failure::unreachable(
+            ),
+            Broken::Late => Failure::unreachable(
                 format!("agentd did not answer within {} s ({})", time.as_secs(), self.socket.display()),
                 "see whether it is well: systemctl status agentd".into(),
-            )),
+            ),
         }
     }
 

@@ -47,6 +47,7 @@ fn command() -> Command {
         ("stop", "reference"),
         ("start", "reference"),
         ("history", "reference"),
+        ("logs", "reference"),
         ("clear-hold", "reference"),
     ] {
         command = command

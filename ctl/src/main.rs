@@ -11,6 +11,7 @@ mod remote;
 mod render;
 #[cfg(test)]
 mod testing;
+mod top;
 
 use std::process::ExitCode;
 

@@ -107,7 +107,10 @@ fn keep(
     drop(folder);
     match kept {
         // As a shell tells of a command that a signal has ended.
-        Ok(Some(signal)) => exit(128 + signal.as_raw_value()),
+        Ok(Some(signal)) => {
+            crate::top::restore();
+            exit(128 + signal.as_raw_value())
+        }
         Ok(None) => {}
         // Who asked has gone where nobody listens.
         Err(why) => drop(tell.send(Err(why))),

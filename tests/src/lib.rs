@@ -6,3 +6,4 @@ pub mod kills;
 pub mod lab;
 pub mod openapi;
 pub mod sim;
+pub mod svg;

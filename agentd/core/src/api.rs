@@ -1,6 +1,7 @@
 //! The types on the wire (v1): what is asked and what is answered, JSON both ways. CPUs are numbers, bytes are integers,
 //! `"none"` is no limit, null is unknown or not applicable. Knows nothing of HTTP.
 
+mod logs;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::operation::{Operation, Outcome, StepState, Who};
 use crate::plan::Aim;
 use crate::units::{Amount, ByteCount, Cpus, Limit, Quantity};
 
+pub use logs::{LOG_HEADER, LOG_HEARTBEAT, LOG_MEDIA_TYPE, LogStream};
 pub use usage::{BalloonUse, CpuUse, HostUse, MemoryUse, PressureUse, UsageList, UsageView};
 
 /// A field of an instance in its five values.
@@ -69,6 +71,22 @@ pub struct Hold {
     pub hold: HoldKind,
     /// Why, and what to do.
     pub reason: String,
+    /// Who put it, where somebody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<Who>,
+    /// Since when, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
+    /// Of a suspension: the state that a resume puts back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<State>,
+}
+
+impl Hold {
+    /// One that nobody put by name.
+    pub fn new(hold: HoldKind, reason: String) -> Self {
+        Hold { hold, reason, who: None, since_ms: None, before: None }
+    }
 }
 
 /// The kinds of holds.
@@ -317,7 +335,7 @@ pub struct PrepareRequest {
     pub dry_run: bool,
 }
 
-/// The body of a stop.
+/// The body of a stop or a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -331,7 +349,18 @@ pub struct StopRequest {
     pub dry_run: bool,
 }
 
-/// The body of a start, or of a request that takes no parameters.
+/// The body of a suspend.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SuspendRequest {
+    /// Why, for those who find it suspended: 1 to 500 characters.
+    pub reason: String,
+    /// Plan only.
+    pub dry_run: bool,
+}
+
+/// The body of a start, of a resume, or of a request that takes no parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -403,7 +432,7 @@ pub struct StepView {
 pub struct OperationView {
     /// Its id; null for a dry run.
     pub operation: Option<String>,
-    /// `resize`, `undo`, `stop`, `start`.
+    /// `resize`, `undo`, `prepare`, `start`, `stop`, `restart`, `suspend`, `resume`.
     pub verb: String,
     /// The operation that it takes back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -513,6 +542,10 @@ pub enum Happening {
     Drift,
     /// A hold was lifted by somebody.
     HoldCleared,
+    /// What a change had left pending has come about.
+    Settled,
+    /// An instance went into another state, came or went. In the events only, not in the history.
+    State,
 }
 
 impl Happening {
@@ -523,6 +556,8 @@ impl Happening {
             Happening::Refusal => "refusal",
             Happening::Drift => "drift",
             Happening::HoldCleared => "hold-cleared",
+            Happening::Settled => "settled",
+            Happening::State => "state",
         }
     }
 }
@@ -551,6 +586,13 @@ pub enum Move {
     CpuLimit(MoveOf<Cpus>),
     /// Memory.
     Memory(MoveOf<ByteCount>),
+    /// Its state.
+    State {
+        /// Before; null where it was not there.
+        before: Option<State>,
+        /// After; null where it is gone.
+        after: Option<State>,
+    },
 }
 
 impl fmt::Display for Move {
@@ -565,6 +607,10 @@ impl fmt::Display for Move {
             Move::Cpus(of) => told(f, "cpus", of),
             Move::CpuLimit(of) => told(f, "cpu_limit", of),
             Move::Memory(of) => told(f, "memory", of),
+            Move::State { before, after } => {
+                let word = |state: &Option<State>, none| state.map_or(none, State::as_str);
+                write!(f, "state {} → {}", word(before, "absent"), word(after, "gone"))
+            }
         }
     }
 }
@@ -589,7 +635,7 @@ pub struct HistoryEntry {
     pub who: Option<Who>,
     /// The operation, where there is one.
     pub operation: Option<String>,
-    /// `resize`, `stop`, `start`, `undo`, `clear-hold`.
+    /// `resize`, `stop`, `start`, `undo`, `suspend`, `clear-hold` and so on.
     pub verb: Option<String>,
     /// How it ended.
     pub outcome: Option<Outcome>,

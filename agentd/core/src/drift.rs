@@ -19,16 +19,17 @@ pub fn moves(before: &Observed, after: &Observed) -> Vec<Move> {
 
 /// What was changed behind the daemon's back between two observations with no change of its own in between. A value that
 /// another start brought, or one that could not be read before or can't be now, was changed by nobody.
-pub fn drift(before: &Observed, after: &Observed) -> Vec<Move> {
-    drift_from(before, before, after)
+/// `settling`: a guest that gives back, in its own time, what it was booted with beyond what is saved for it.
+pub fn drift(before: &Observed, after: &Observed, settling: bool) -> Vec<Move> {
+    drift_from(before, before, after, settling)
 }
 
 /// The same with a change of its own in between, which has left it as `left` where nobody else has touched it.
 pub fn drift_after(ended: &Operation, before: &Observed, after: &Observed) -> Vec<Move> {
-    drift_from(before, &left_by(ended, before), after)
+    drift_from(before, &left_by(ended, before), after, false)
 }
 
-fn drift_from(before: &Observed, left: &Observed, after: &Observed) -> Vec<Move> {
+fn drift_from(before: &Observed, left: &Observed, after: &Observed, settling: bool) -> Vec<Move> {
     if before.id != after.id {
         return Vec::new();
     }
@@ -38,7 +39,7 @@ fn drift_from(before: &Observed, left: &Observed, after: &Observed) -> Vec<Move>
     // A guest that has just started gives back, in its own time, what it was booted with beyond what is saved.
     let at = |value: Option<Limit<_>>| value.and_then(Limit::at);
     let settles = before.reference.kind() == crate::instance::Kind::Vm
-        && at(before.memory.accepted).is_some_and(|was| Some(was) >= before.memory.ceiling)
+        && (settling || at(before.memory.accepted).is_some_and(|was| Some(was) >= before.memory.ceiling))
         && match (at(after.memory.accepted), at(after.memory.persistent)) {
             (Some(now), Some(saved)) => now >= saved && at(before.memory.accepted) > Some(now),
             _ => false,
@@ -47,6 +48,7 @@ fn drift_from(before: &Observed, left: &Observed, after: &Observed) -> Vec<Move>
         Move::Memory(m) if !m.saved && settles => false,
         Move::Cpus(m) | Move::CpuLimit(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
         Move::Memory(m) => told(m.saved, m.before.is_some() && m.after.is_some()),
+        Move::State { .. } => true,
     });
     moves
 }
@@ -78,6 +80,7 @@ pub fn is_of(targets: &Targets, moved: &Move) -> bool {
         Move::Cpus(_) => targets.cpus.is_some(),
         Move::CpuLimit(_) => targets.cpu_limit.is_some(),
         Move::Memory(_) => targets.memory.is_some(),
+        Move::State { .. } => false,
     }
 }
 
@@ -148,8 +151,8 @@ mod tests {
         after.memory.persistent = Some(Limit::At(ByteCount::mib(512)));
         let cpus = MoveOf { saved: false, before: before.cpus.accepted, after: at(3) };
         let memory = MoveOf { saved: true, before: before.memory.persistent, after: after.memory.persistent };
-        assert_eq!(drift(&before, &after), [Move::Cpus(cpus), Move::Memory(memory)]);
-        assert!(drift(&before, &before).is_empty());
+        assert_eq!(drift(&before, &after, false), [Move::Cpus(cpus), Move::Memory(memory)]);
+        assert!(drift(&before, &before, false).is_empty());
     }
 
     #[test]
@@ -159,11 +162,11 @@ mod tests {
         let mut after = vm();
         for now in [1500, 1024] {
             after.memory.accepted = Some(Limit::At(ByteCount::mib(now)));
-            assert!(drift(&before, &after).is_empty(), "{now}");
+            assert!(drift(&before, &after, false).is_empty(), "{now}");
         }
         after.memory.accepted = Some(Limit::At(ByteCount::mib(700)));
-        assert_eq!(drift(&before, &after).len(), 1, "less than is saved");
-        assert_eq!(drift(&vm(), &before).len(), 1, "and more");
+        assert_eq!(drift(&before, &after, false).len(), 1, "less than is saved");
+        assert_eq!(drift(&vm(), &before, false).len(), 1, "and more");
     }
 
     #[test]
@@ -172,12 +175,12 @@ mod tests {
         let mut after = vm();
         after.cpus.accepted = at(3);
         after.boot = Some("another".into());
-        assert!(drift(&before, &after).is_empty(), "it has what was saved");
+        assert!(drift(&before, &after, false).is_empty(), "it has what was saved");
         after.cpus.persistent = at(3);
-        assert_eq!(drift(&before, &after).len(), 1, "what is saved outlives a start");
-        assert!(drift(&before, &Observed { id: "another".into(), ..after.clone() }).is_empty());
+        assert_eq!(drift(&before, &after, false).len(), 1, "what is saved outlives a start");
+        assert!(drift(&before, &Observed { id: "another".into(), ..after.clone() }, false).is_empty());
         let mut unread = vm();
         (unread.cpus.accepted, unread.cpus.persistent) = (None, None);
-        assert!(drift(&before, &unread).is_empty() && drift(&unread, &before).is_empty());
+        assert!(drift(&before, &unread, false).is_empty() && drift(&unread, &before, false).is_empty());
     }
 }

@@ -374,6 +374,18 @@ pub struct Covered {
     pub memory: bool,
 }
 
+/// Why an instance can't be started and stopped, restarted or paused at all, each where it can't.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Barred {
+    /// Started, stopped and restarted.
+    pub power: Option<String>,
+    /// Restarted.
+    pub restart: Option<String>,
+    /// Paused and resumed.
+    pub pause: Option<String>,
+}
+
 /// How a VM's memory is made up of what its balloon leaves it and what a virtio-mem device gives it beyond that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parts {
@@ -437,6 +449,9 @@ pub struct Observed {
     /// What of it an outer instance is charged for.
     #[serde(default)]
     pub covered: Covered,
+    /// What can't be done to it, whatever its state.
+    #[serde(default)]
+    pub barred: Barred,
     /// Docker's labels; empty elsewhere.
     pub labels: BTreeMap<String, String>,
     /// What a person looking at this instance should know.

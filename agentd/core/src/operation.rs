@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Loan;
 use crate::error::{Code, Problem};
-use crate::instance::{InstanceId, Observed, Ref, State};
+use crate::instance::{Field, InstanceId, Observed, Ref, State};
 use crate::ledger::Charge;
-use crate::plan::{Action, Plan, Reached, Settle, Standing, Step, Targets, Verb, reached};
+use crate::plan::{Action, Mark, Plan, Reached, Settle, Standing, Step, Targets, Verb, obeyed, reached};
 
 /// Where a step is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,6 +193,9 @@ pub struct Operation {
     /// For how many milliseconds it is meant to last, where it goes back by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lent_ms: Option<u64>,
+    /// What becomes of the instance's hold once the steps are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
     /// How it ended, or that it runs.
     pub outcome: Outcome,
     /// Why, where it ended badly.
@@ -203,6 +206,39 @@ pub struct Operation {
     pub started_ms: u64,
     /// How long it took.
     pub elapsed_ms: u64,
+}
+
+/// What a change has left pending: a guest that has not obeyed yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The operation's id.
+    pub operation: String,
+    /// What was asked for.
+    pub verb: Verb,
+    /// Which fields it moves; none where it is about running or not.
+    pub fields: Vec<Field>,
+    /// The run that it is about.
+    pub boot: Option<String>,
+    /// What has to be seen.
+    pub awaits: Vec<Action>,
+}
+
+impl Pending {
+    /// Whether it has come about; `None` where it never will, because that run is over.
+    pub fn has_settled(&self, observed: &Observed) -> Option<bool> {
+        let about_this_run = self.awaits.iter().any(Action::is_live);
+        if about_this_run && !same_boot(self.boot.as_deref(), observed.boot.as_deref()) {
+            return None;
+        }
+        Some(self.awaits.iter().all(|action| obeyed(action, observed) == Reached::Yes))
+    }
+
+    /// Whether a later change has taken its place: one of the same fields, or one that starts or stops.
+    pub fn is_superseded_by(&self, later: &Operation) -> bool {
+        let fields = later.targets.fields();
+        let power = !later.steps.is_empty() && (self.fields.is_empty() || !later.verb.resizes());
+        power || self.fields.iter().any(|field| fields.contains(field))
+    }
 }
 
 /// How a change that was cut off goes on.
@@ -251,6 +287,7 @@ impl Operation {
             charge: plan.charge,
             undoes: plan.undoes,
             lent_ms: plan.lent_ms,
+            mark: plan.mark,
             outcome: Outcome::Running,
             problem: None,
             notes: plan.notes,
@@ -281,6 +318,11 @@ impl Operation {
         }
     }
 
+    /// Whether there is nothing to do.
+    pub fn does_nothing(&self) -> bool {
+        self.steps.is_empty() && self.mark.is_none()
+    }
+
     /// Whether its outcome is not known yet: it runs, or a call of it did not return.
     pub fn is_open(&self) -> bool {
         matches!(self.outcome, Outcome::Running | Outcome::Unknown)
@@ -291,6 +333,22 @@ impl Operation {
         let lasts = self.lent_ms.filter(|_| matches!(self.outcome, Outcome::Changed | Outcome::Pending))?;
         let (operation, fields) = (self.id.clone(), self.targets.fields());
         Some(Loan { operation, fields, due_ms: self.started_ms.saturating_add(lasts) })
+    }
+
+    /// What it has left pending.
+    pub fn pending(&self) -> Option<Pending> {
+        let awaited = self.steps.iter().filter(|record| record.state == StepState::Pending);
+        let awaits: Vec<Action> = awaited.map(|record| record.step.action.clone()).collect();
+        if self.outcome != Outcome::Pending || awaits.is_empty() {
+            return None;
+        }
+        let (operation, boot) = (self.id.clone(), self.identity.boot.clone());
+        Some(Pending { operation, verb: self.verb, fields: self.targets.fields(), boot, awaits })
+    }
+
+    /// Whether its instance's hold is put or lifted by it: it went through, or is on its way.
+    pub fn marks(&self) -> Option<&Mark> {
+        self.mark.as_ref().filter(|_| matches!(self.outcome, Outcome::Changed | Outcome::Pending))
     }
 
     /// Whether it takes its instance down and brings it up again.
@@ -319,7 +377,7 @@ impl Operation {
     /// Ends it well.
     pub fn succeed(&mut self) {
         let pending = self.steps.iter().any(|record| record.state == StepState::Pending);
-        self.outcome = match (self.steps.is_empty(), pending) {
+        self.outcome = match (self.does_nothing(), pending) {
             (true, _) => Outcome::Unchanged,
             (_, true) => Outcome::Pending,
             _ => Outcome::Changed,

@@ -3,6 +3,8 @@
 
 mod counters;
 
+mod freezer;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::error::Code;
-use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Barred, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Headroom, Preparation, Redefinition, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
@@ -81,9 +81,12 @@ pub struct FakeInstance {
     /// A guest without a balloon driver.
     #[serde(default)]
     pub silent: bool,
-    /// Whether it runs.
+    /// Whether it is down.
     #[serde(default)]
     pub stopped: bool,
+    /// Its state, where it is neither running nor down.
+    #[serde(default)]
+    pub state: Option<State>,
     /// Ignores a graceful stop.
     #[serde(default)]
     pub stubborn: bool,
@@ -190,7 +193,7 @@ impl Fake {
             if spec.silent {
                 observed.memory = Limit::At(spec.max_memory);
             }
-            let state = if spec.stopped { State::Stopped } else { State::Running };
+            let state = spec.state.unwrap_or(if spec.stopped { State::Stopped } else { State::Running });
             (
                 spec.name.clone(),
                 Machine {
@@ -287,8 +290,13 @@ impl Fake {
 
     /// An instance goes down by itself.
     pub fn go_down(&self, name: &str) {
+        self.go(name, State::Stopped);
+    }
+
+    /// An instance goes into this state, whoever has brought it there.
+    pub fn go(&self, name: &str, state: State) {
         if let Some(machine) = self.machines().get_mut(name) {
-            machine.state = State::Stopped;
+            machine.state = state;
         }
     }
 
@@ -368,7 +376,7 @@ impl Fake {
                     machine.saved.set(values);
                 }
                 if *scope != Scope::Saved {
-                    if machine.state != State::Running {
+                    if !matches!(machine.state, State::Running | State::Paused) {
                         return Err(BackendError::InvalidState("it doesn't run".into()));
                     }
                     machine.live.set(values);
@@ -391,11 +399,20 @@ impl Fake {
                     _ => return Err(BackendError::InvalidState("its definition was changed meanwhile".into())),
                 }
             }
-            Action::Start | Action::Boot { .. } if machine.state == State::Stopped => {
+            Action::Start | Action::Boot { .. } if !machine.state.is_up() => {
                 machine.state = State::Running;
                 machine.boot();
             }
             Action::Start | Action::Boot { .. } => return Err(BackendError::InvalidState("it runs already".into())),
+            Action::Restart { .. } => {
+                machine.state = State::Running;
+                machine.boot();
+            }
+            Action::Pause if machine.state == State::Running => machine.state = State::Paused,
+            Action::Unpause if machine.state == State::Paused => machine.state = State::Running,
+            Action::Pause | Action::Unpause => {
+                return Err(BackendError::InvalidState(format!("it is {}", machine.state)));
+            }
             Action::Shutdown if machine.spec.stubborn => {}
             Action::Shutdown | Action::Kill if machine.spec.transient => {
                 machines.remove(name);
@@ -496,6 +513,7 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
         },
         demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
         covered: Covered::default(),
+        barred: Barred { restart: spec.transient.then(|| "it is gone once it is down".into()), ..Barred::default() },
         parts: None,
         saved_parts: None,
         labels: BTreeMap::new(),

@@ -6,6 +6,7 @@ pub mod docker;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod libvirt;
+mod logs;
 pub(crate) mod timed;
 pub mod units;
 
@@ -18,6 +19,8 @@ use agentd_core::plan::{Action, Preparation, Redefinition};
 use agentd_core::usage::Counters;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+
+pub use self::logs::{LogAsk, LogFrames};
 
 /// Why a call to a backend gave nothing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -128,6 +131,12 @@ pub trait Backend: Send + Sync {
         _redefinition: &Redefinition,
     ) -> Result<Preparation, BackendError> {
         Err(BackendError::Unsupported(format!("{target} has no definition that could be changed")))
+    }
+
+    /// The log of exactly this instance. What it can't give of what is asked is [`BackendError::Unsupported`], with why. Whoever
+    /// drops the log ends whatever reads it.
+    async fn logs(&self, target: &Ref, _identity: &Identity, _ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        Err(BackendError::Unsupported(format!("{target} has no log that could be read")))
     }
 
     /// Whether a call that changes this instance is still under way: one that ran into its deadline, or one that an earlier

@@ -11,7 +11,7 @@ use agentd_core::usage::Counters;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::{Backend, BackendError, Look, Notice};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice};
 use crate::metrics::Metrics;
 
 /// The one that counts.
@@ -76,6 +76,10 @@ impl Backend for Timed {
         redefinition: &Redefinition,
     ) -> Result<Preparation, BackendError> {
         self.time("redefine", self.inner.redefine(target, identity, redefinition)).await
+    }
+
+    async fn logs(&self, target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        self.time("logs", self.inner.logs(target, identity, ask)).await
     }
 
     async fn is_under_way(&self, identity: &Identity) -> bool {

@@ -12,7 +12,8 @@ use agentd_core::instance::{Observed, State, Target, Usage};
 use agentd_core::ledger::Charge;
 use agentd_core::operation::{Identity, Operation, Outcome};
 use agentd_core::plan::{
-    Inputs, Plan, Preparation, Redefinition, Verb, headroom, prepare, redefinition, resize, start, stop, undo,
+    Inputs, Mark, Plan, Preparation, Redefinition, Verb, headroom, prepare, redefinition, resize, restart, resume,
+    start, stop, suspend, undo,
 };
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -44,6 +45,20 @@ pub enum Wish {
     },
     /// Bring it up.
     Start,
+    /// Bring it down and up again.
+    Restart {
+        /// How long a graceful stop may take; the config's where absent.
+        timeout: Option<Duration>,
+        /// Hard when that is over.
+        force: bool,
+    },
+    /// Pause it and hold it.
+    Suspend {
+        /// Why.
+        reason: String,
+    },
+    /// Lift that hold and let it run on.
+    Resume,
     /// Take this change back, waiting this long for the guest.
     Undo(Box<Operation>, Duration),
     /// Put headroom into what is saved; with what the backend makes of it, once it was asked.
@@ -56,6 +71,9 @@ impl Wish {
             Wish::Resize(..) => Verb::Resize,
             Wish::Stop { .. } => Verb::Stop,
             Wish::Start => Verb::Start,
+            Wish::Restart { .. } => Verb::Restart,
+            Wish::Suspend { .. } => Verb::Suspend,
+            Wish::Resume => Verb::Resume,
             Wish::Undo(..) => Verb::Undo,
             Wish::Prepare(..) => Verb::Prepare,
         }
@@ -152,7 +170,7 @@ impl Engine {
             }
         };
         let mut operation = Operation::new(id, peer.who.clone(), plan, now_ms());
-        if operation.steps.is_empty() {
+        if operation.does_nothing() {
             operation.succeed();
             operation.elapsed_ms = millis(began.elapsed());
             let reply = Ok(self.view(&operation, Some(&observed)));
@@ -181,7 +199,7 @@ impl Engine {
         let instance = operation.instance_id();
         let wait = match &ask.wish {
             Wish::Resize(_, wait, _) | Wish::Undo(_, wait) => *wait,
-            Wish::Stop { .. } | Wish::Start | Wish::Prepare(..) => Duration::ZERO,
+            _ => Duration::ZERO,
         };
         let backend = self.backend(instance.kind)?;
         let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
@@ -281,7 +299,7 @@ impl Engine {
             with_inputs(&book, &settings, seen, |inputs| match &ask.wish {
                 Wish::Prepare(request, _) => Ok(Some(Redefinition::Headroom(headroom(inputs, request)?.0))),
                 Wish::Resize(request, ..) => Ok::<_, Problem>(redefinition(inputs, request)),
-                Wish::Stop { .. } | Wish::Start | Wish::Undo(..) => Ok(None),
+                _ => Ok(None),
             })?
         };
         let (Some(wanted), Wish::Prepare(_, made) | Wish::Resize(_, _, made)) = (wanted, &mut ask.wish) else {
@@ -312,7 +330,7 @@ impl Engine {
         let mut book = self.book();
         let (plan, observed) =
             self.plan_on(&book, peer, ask, &observed).map_err(|problem| (problem, observed.clone()))?;
-        if !plan.steps.is_empty() {
+        if !plan.does_nothing() {
             book.begin(&observed.instance_id(), plan.charge);
         }
         Ok((plan, observed))
@@ -378,7 +396,7 @@ impl Engine {
         view.operation = None;
         view.who = None;
         view.dry_run = true;
-        view.outcome = if operation.steps.is_empty() { Outcome::Unchanged } else { Outcome::Planned };
+        view.outcome = if operation.does_nothing() { Outcome::Unchanged } else { Outcome::Planned };
         view
     }
 
@@ -467,6 +485,9 @@ fn plan_with(book: &Book, settings: &super::Settings, ask: &Ask, observed: &Obse
         Wish::Resize(request, _, made) => resize(inputs, request, made.as_deref()),
         Wish::Stop { timeout, force } => stop(inputs, *timeout, *force),
         Wish::Start => start(inputs),
+        Wish::Restart { timeout, force } => restart(inputs, *timeout, *force),
+        Wish::Suspend { reason } => suspend(inputs, reason),
+        Wish::Resume => resume(inputs),
         Wish::Undo(operation, _) => undo(inputs, operation),
         Wish::Prepare(request, Some(made)) => prepare(inputs, request, made),
         Wish::Prepare(request, None) => headroom(inputs, request).map(|_| inputs.nothing(Verb::Prepare)),
@@ -508,7 +529,11 @@ fn told(operation: &Operation, observed: Option<&Observed>) -> Entry {
         outcome: Some(operation.outcome),
         moves: agentd_core::drift::made(operation, observed),
         code: operation.problem.as_ref().map(|(code, _)| *code),
-        detail: operation.problem.as_ref().map(|(_, detail)| detail.clone()),
+        detail: match (&operation.problem, operation.marks()) {
+            (Some((_, detail)), _) => Some(detail.clone()),
+            (None, Some(Mark::Hold { reason, .. })) => Some(reason.clone()),
+            (None, _) => None,
+        },
         ..HistoryEntry::new(happening, &operation.reference, Some(operation.identity.id.clone()))
     };
     let mark = format!("{}/{}", operation.id, operation.outcome.as_str());

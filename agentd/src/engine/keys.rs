@@ -197,7 +197,7 @@ impl Engine {
                 Ok(()) => reply,
                 Err(error) => {
                     let detail = format!("the change has ended, and that could not be recorded yet: {error}");
-                    Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`; ask again").into())
+                    Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`, then try again").into())
                 }
             },
             Ok(Some(Recorded { operation, .. })) if self.backend(operation.reference.kind()).is_err() => {
@@ -210,7 +210,7 @@ impl Engine {
             Ok(_) => Err(lost("the change").into()),
             Err(error) => {
                 let detail = format!("the change was taken on before, and what came of it can't be told now: {error}");
-                Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`; ask again").into())
+                Err(Problem::new(Code::StoreUnavailable, detail).hint("see `ctl health`, then try again").into())
             }
         }
     }

@@ -9,6 +9,7 @@ mod change;
 mod keys;
 mod late;
 mod loans;
+mod logs;
 mod metrics;
 mod read;
 mod recovery;

@@ -238,7 +238,7 @@ impl Engine {
 
     /// An operation of the caller's own, or anybody's with the right `admin`.
     pub async fn operation(&self, peer: &Peer, id: &str) -> Result<OperationView, Problem> {
-        let missing = || Problem::new(Code::NotFound, "there is no such operation");
+        let missing = || no_operation(id);
         let own = |view: &OperationView| view.who.as_ref().is_some_and(|who| who.uid == peer.who.uid);
         let not_yet = self.not_yet_recorded(id).filter(own);
         match self.store().operation(id).await {
@@ -253,7 +253,7 @@ impl Engine {
     pub async fn recorded(&self, peer: &Peer, id: &str) -> Result<Operation, Problem> {
         match self.store().operation(id).await {
             Ok(Some(recorded)) if self.may_see_operation(peer, &recorded.operation) => Ok(recorded.operation),
-            Ok(_) => Err(Problem::new(Code::NotFound, "there is no such operation")),
+            Ok(_) => Err(no_operation(id)),
             Err(error) => Err(unrecorded(&error)),
         }
     }
@@ -421,6 +421,12 @@ impl Engine {
             notes,
         }
     }
+}
+
+/// Nobody's, or one that the caller may not see; an id has 26 characters.
+fn no_operation(id: &str) -> Problem {
+    let id: String = id.chars().take(40).collect();
+    Problem::new(Code::NotFound, format!("there is no operation {id:?}")).hint("`ctl history` shows those on record")
 }
 
 /// How much of the record is read at once for a page from which something may be left out.

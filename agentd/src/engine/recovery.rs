@@ -193,7 +193,7 @@ impl Engine {
 fn end_before_its_plan(operation: &mut Operation) -> Ended {
     let (verb, reference) = (operation.verb, &operation.reference);
     let detail = format!("agentd was ended before this {verb} of {reference} began: nothing was done");
-    let problem = Problem::new(Code::Internal, detail).hint("ask again");
+    let problem = Problem::new(Code::Internal, detail).hint("try again");
     operation.fail(Outcome::RolledBack, &problem);
     Ended { problem: Some(problem), hold: None }
 }

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use agentd_core::access::Right;
-use agentd_core::api::{Apply, Move, ResizeRequest};
+use agentd_core::api::{Apply, HoldKind, Move, ResizeRequest};
 use agentd_core::error::Code;
 use agentd_core::instance::{InstanceId, Kind, Observed, Saved, Target};
 use agentd_core::operation::REPAIR;
@@ -212,6 +212,14 @@ impl Engine {
         true
     }
 
+    /// What puts back the suspension of an instance that was woken.
+    fn suspension_of(&self, observed: &Observed) -> Option<Wish> {
+        let book = self.book();
+        let holds = &book.get(&observed.instance_id())?.holds;
+        let hold = holds.iter().find(|hold| hold.hold == HoldKind::Suspended)?;
+        Some(Wish::Suspend { reason: hold.reason.clone() })
+    }
+
     /// Gives what it could not put back because more had moved meanwhile.
     async fn repair(&self, observed: &Observed, version: String, moves: &[Move]) -> Vec<Move> {
         let none = Vec::new;
@@ -221,6 +229,19 @@ impl Engine {
         let sides: &[Option<bool>] =
             if observed.saved == Saved::Together { &[None] } else { &[Some(true), Some(false)] };
         let mut if_version = Some(version);
+        if let Some(wish) = self.suspension_of(observed).filter(|_| moves.iter().any(is_state)) {
+            let (target, if_version) = (Target::Full(reference.clone()), if_version.take());
+            let ask = Ask { target, wish, right: Right::Power, dry_run: false, if_version };
+            let ended = match self.submit(peer, ask, None) {
+                Ok(submitted) => self.reply(submitted).await.map_err(|failure| failure.problem),
+                Err(problem) => Err(problem),
+            };
+            if let Err(problem) = ended {
+                tracing::warn!(instance = %reference, "{reference} was woken and not suspended again: {problem}");
+            }
+            // What is held is changed by nobody, so that nothing else can have moved.
+            return none();
+        }
         for (place, side) in sides.iter().enumerate() {
             let Some(request) = back(moves, *side, observed.saved) else { continue };
             let ask = Ask {
@@ -263,6 +284,10 @@ impl Engine {
     }
 }
 
+fn is_state(moved: &Move) -> bool {
+    matches!(moved, Move::State { .. })
+}
+
 /// Of what moved several times the first.
 fn first_of_each_side(moves: impl Iterator<Item = Move>) -> Vec<Move> {
     let mut first: Vec<Move> = Vec::new();
@@ -289,6 +314,7 @@ fn is_saved(moved: &Move) -> bool {
     match moved {
         Move::Cpus(moved) | Move::CpuLimit(moved) => moved.saved,
         Move::Memory(moved) => moved.saved,
+        Move::State { .. } => false,
     }
 }
 

@@ -4,15 +4,19 @@
 //! The loop is our own over hyper because bounds matter here: a half-sent request must not stay open for ever.
 
 mod body;
+mod crowd;
+mod logs;
 mod metrics;
+mod patience;
 mod peer;
+mod power;
 mod problem;
 mod routes;
+mod streams;
 mod usage;
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::IntoResponse;
@@ -26,62 +30,26 @@ use tower::ServiceExt;
 
 pub use routes::{openapi, router};
 
+use self::crowd::{Bounds, Crowd};
+use self::patience::Patient;
+use self::streams::Streams;
 use crate::engine::Engine;
 
 /// The longest headers.
 const HEADER_BYTES: usize = 16 * 1024;
 /// How long headers may take to arrive, and how long a body may.
 const ARRIVAL: Duration = Duration::from_secs(5);
-/// Connections in all.
-const CONNECTIONS: usize = 128;
-/// Connections of one uid that isn't root.
-const CONNECTIONS_A_UID: usize = 16;
-/// Places of the whole that only root gets, so that `ctl list` answers while others crowd.
-const ROOT_PLACES: usize = 8;
+/// Connections; root's places are there so that `ctl list` answers while others crowd.
+const CONNECTIONS: Bounds = Bounds { all: 128, a_uid: 16, roots: 8 };
 /// How long requests under way may take to end when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(30);
-
-/// Counts connections by uid; a place is given back when it is dropped.
-#[derive(Debug, Default, Clone)]
-struct Crowd(Arc<Mutex<HashMap<u32, usize>>>);
-
-struct Place {
-    crowd: Crowd,
-    uid: u32,
-}
-
-impl Crowd {
-    fn enter(&self, uid: u32) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = counts.values().sum();
-        let own = counts.entry(uid).or_default();
-        let fits =
-            if uid == 0 { all < CONNECTIONS } else { *own < CONNECTIONS_A_UID && all < CONNECTIONS - ROOT_PLACES };
-        if !fits {
-            return None;
-        }
-        *own += 1;
-        Some(Place { crowd: self.clone(), uid })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.uid);
-            }
-        }
-    }
-}
 
 /// Serves until `stop` says so, then lets what is under way end.
 pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Receiver<bool>) -> io::Result<()> {
     let router = router(engine);
     let graceful = GracefulShutdown::new();
-    let crowd = Crowd::default();
+    let crowd = Crowd::new(CONNECTIONS);
+    let streams = Streams::new(stop.clone());
     // Those who find no place get one short answer; this many at once.
     let turned_away = Arc::new(Semaphore::new(32));
     loop {
@@ -114,11 +82,13 @@ pub async fn serve(listener: UnixListener, engine: Engine, mut stop: watch::Rece
             continue;
         };
         let (router, watcher) = (router.clone(), graceful.watcher());
+        let (streams, stream) = (streams.clone(), Patient::new(stream, stop.clone()));
         tokio::spawn(async move {
             let who = peer::connected(credentials);
             let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-                let (who, router) = (who.clone(), router.clone());
+                let (who, router, streams) = (who.clone(), router.clone(), streams.clone());
                 async move {
+                    request.extensions_mut().insert(streams);
                     match peer::identify(who).await {
                         Ok(peer) => request.extensions_mut().insert(peer),
                         Err(problem) => return Ok(problem::Refusal::from(problem).into_response()),

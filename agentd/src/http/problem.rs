@@ -38,7 +38,7 @@ fn status(code: Code) -> StatusCode {
     StatusCode::from_u16(code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-fn document(problem: Problem, operation: Option<Box<agentd_core::api::OperationView>>) -> ProblemDocument {
+pub(super) fn document(problem: Problem, operation: Option<Box<agentd_core::api::OperationView>>) -> ProblemDocument {
     let code = problem.code;
     let operation = operation.map(|operation| *operation);
     let (id, outcome, steps, instance) = match operation {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use agentd_core::access::{Decision, Right};
 use agentd_core::api::{
     Capacity, Health, HistoryList, Instance, InstanceList, OperationList, OperationView, PrepareRequest,
-    ProblemDocument, ResizeRequest, SizeList, StartRequest, StopRequest, UndoRequest,
+    ProblemDocument, ResizeRequest, SizeList, UndoRequest,
 };
 use agentd_core::config::parse_duration;
 use agentd_core::error::{Code, Problem};
@@ -25,6 +25,8 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use super::body::Json;
+use super::logs::{__path_logs, logs};
+use super::power;
 use super::problem::{Refusal, json};
 use super::{metrics, usage};
 use crate::engine::{Ask, Engine, Filter, Peer, Wish};
@@ -59,10 +61,14 @@ fn table() -> OpenApiRouter<Engine> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(need(Right::Read, routes!(instances)))
         .routes(need(Right::Read, routes!(instance)))
+        .routes(need(Right::Logs, routes!(logs)))
         .routes(need(Right::Resize, routes!(resize)))
         .routes(need(Right::Resize, routes!(prepare)))
-        .routes(need(Right::Power, routes!(stop)))
-        .routes(need(Right::Power, routes!(start)))
+        .routes(need(Right::Power, routes!(power::stop)))
+        .routes(need(Right::Power, routes!(power::start)))
+        .routes(need(Right::Power, routes!(power::restart)))
+        .routes(need(Right::Power, routes!(power::suspend)))
+        .routes(need(Right::Power, routes!(power::resume)))
         .routes(need(Right::Admin, routes!(clear_hold)))
         .routes(need(Right::Read, routes!(capacity)))
         .routes(need(Right::Read, routes!(sizes)))
@@ -278,48 +284,6 @@ async fn prepare(
     let dry_run = body.value.dry_run;
     let wish = Wish::Prepare(body.value, None);
     change(engine, peer, right, target, wish, dry_run, &headers, "prepare", &body.text).await
-}
-
-/// Stops one instance: gracefully, then, only where `force` says so, hard.
-#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/stop",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
-        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
-    request_body = Option<StopRequest>, responses(
-    (status = 200, body = OperationView), (status = 202, body = OperationView),
-    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
-    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
-async fn stop(
-    AxumState(engine): AxumState<Engine>,
-    Extension(peer): Extension<Peer>,
-    Extension(Need(right)): Extension<Need>,
-    path: Result<Path<(String, String)>, PathRejection>,
-    headers: HeaderMap,
-    body: Json<StopRequest>,
-) -> Result<Response, Refusal> {
-    let target = decode_path(path)?;
-    let timeout = duration("timeout", body.value.timeout.as_deref())?;
-    let wish = Wish::Stop { timeout, force: body.value.force };
-    change(engine, peer, right, target, wish, body.value.dry_run, &headers, "stop", &body.text).await
-}
-
-/// Starts one instance, where the caps allow it.
-#[utoipa::path(post, path = "/v1/instances/{kind}/{name}/start",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
-        ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
-    request_body = Option<StartRequest>, responses(
-    (status = 200, body = OperationView), (status = 202, body = OperationView),
-    (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
-    (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
-async fn start(
-    AxumState(engine): AxumState<Engine>,
-    Extension(peer): Extension<Peer>,
-    Extension(Need(right)): Extension<Need>,
-    path: Result<Path<(String, String)>, PathRejection>,
-    headers: HeaderMap,
-    body: Json<StartRequest>,
-) -> Result<Response, Refusal> {
-    let target = decode_path(path)?;
-    change(engine, peer, right, target, Wish::Start, body.value.dry_run, &headers, "start", &body.text).await
 }
 
 /// Takes one change back: only the fields that it touched, each to what it was before. Those of others take the right

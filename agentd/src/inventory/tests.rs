@@ -250,10 +250,11 @@ fn a_record_that_can_be_read_late_takes_nothing_back_of_what_was_seen_meanwhile(
     let gone = Observed { id: "gone".into(), ..now.clone() };
     let remembered = |observed: Observed, stamp| Remembered {
         loans: Vec::new(),
+        pending: Vec::new(),
         stamp,
         observed,
         version: "old".into(),
-        holds: vec![Hold { hold: HoldKind::NeedsAttention, reason: "look".into() }],
+        holds: vec![Hold::new(HoldKind::NeedsAttention, "look".into())],
         unseen: None,
     };
     let mut book = book(std::slice::from_ref(&now));

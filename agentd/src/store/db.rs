@@ -139,7 +139,7 @@ impl Db {
             unfinished.push(recorded(&row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)?);
         }
         let mut statement =
-            self.connection.prepare("SELECT stamp, version, holds, observed, unseen, loans FROM instances")?;
+            self.connection.prepare("SELECT stamp, version, holds, observed, unseen, loans, pending FROM instances")?;
         let mut instances = statement.query([])?;
         let mut remembered = Vec::new();
         while let Some(row) = instances.next()? {
@@ -150,6 +150,7 @@ impl Db {
                 observed: parse(&row.get::<_, String>(3)?)?,
                 unseen: row.get::<_, Option<String>>(4)?.map(|charge| parse(&charge)).transpose()?,
                 loans: parse(&row.get::<_, String>(5)?)?,
+                pending: parse(&row.get::<_, String>(6)?)?,
             });
         }
         let mut statement =
@@ -223,19 +224,39 @@ impl Reader {
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, at_ms, body FROM history
              WHERE (?1 IS NULL OR reference = ?1) AND (?2 IS NULL OR uid = ?2) AND (?3 IS NULL OR seq < ?3)
-             ORDER BY seq DESC LIMIT ?4",
+             AND mark NOT GLOB 'state/*' ORDER BY seq DESC LIMIT ?4",
         )?;
         let before = page.before.map(signed);
         let rows = statement.query_map(params![page.reference, page.uid, before, count(page.limit)], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
         })?;
-        rows.map(|row| {
-            let (seq, at_ms, body) = row?;
-            let entry: HistoryEntry = parse(&body)?;
-            Ok(HistoryEntry { seq: seq.unsigned_abs(), at: rfc3339(at_ms), ..entry })
-        })
-        .collect()
+        rows.map(|row| entry(row?)).collect()
     }
+
+    /// What came after this place, the oldest first.
+    pub(super) fn after(&self, seq: u64, limit: usize) -> Result<Vec<HistoryEntry>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT seq, at_ms, body FROM history WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+        let rows = statement.query_map(params![signed(seq), count(limit)], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?))
+        })?;
+        rows.map(|row| entry(row?)).collect()
+    }
+
+    /// The places of the oldest entry that is kept and of the newest that there ever was, pruned ones included.
+    pub(super) fn ends(&self) -> Result<(u64, u64), StoreError> {
+        let place = |sql| self.connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).optional();
+        let first = place("SELECT min(seq) FROM history")?.flatten();
+        let last = place("SELECT seq FROM sqlite_sequence WHERE name = 'history'")?.flatten();
+        Ok((first.unwrap_or(0).unsigned_abs(), last.unwrap_or(0).unsigned_abs()))
+    }
+}
+
+/// A row of the history.
+fn entry((seq, at_ms, body): (i64, i64, String)) -> Result<HistoryEntry, StoreError> {
+    let entry: HistoryEntry = parse(&body)?;
+    Ok(HistoryEntry { seq: seq.unsigned_abs(), at: rfc3339(at_ms), ..entry })
 }
 
 fn connect(location: &Location, flags: OpenFlags) -> Result<Connection, StoreError> {
@@ -297,11 +318,12 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
         Entry::Instance(instance) => {
             transaction
                 .prepare_cached(
-                    "INSERT INTO instances (id, stamp, version, holds, observed, unseen, loans)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                    "INSERT INTO instances (id, stamp, version, holds, observed, unseen, loans, pending)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                      ON CONFLICT (id) DO UPDATE SET
                          stamp = excluded.stamp, version = excluded.version, holds = excluded.holds,
-                         observed = excluded.observed, unseen = excluded.unseen, loans = excluded.loans
+                         observed = excluded.observed, unseen = excluded.unseen, loans = excluded.loans,
+                         pending = excluded.pending
                      WHERE excluded.stamp > stamp",
                 )?
                 .execute(params![
@@ -311,7 +333,8 @@ fn write(transaction: &Transaction<'_>, entry: &Entry) -> Result<(), StoreError>
                     text(&instance.holds)?,
                     text(&instance.observed)?,
                     instance.unseen.as_ref().map(text).transpose()?,
-                    text(&instance.loans)?
+                    text(&instance.loans)?,
+                    text(&instance.pending)?
                 ])?;
         }
         Entry::Gone(instance, stamp) => {

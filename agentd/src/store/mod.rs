@@ -26,9 +26,9 @@ use std::time::Duration;
 use agentd_core::api::{Happening, HistoryEntry, Hold, Loan, OperationView};
 use agentd_core::instance::{InstanceId, Observed};
 use agentd_core::ledger::Charge;
-use agentd_core::operation::Operation;
+use agentd_core::operation::{Operation, Pending};
 use nix::fcntl::{Flock, FlockArg};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use self::db::{Db, Reader};
 pub use self::db::{Entry, Key, Location, Page, Told};
@@ -114,6 +114,8 @@ pub struct Remembered {
     pub holds: Vec<Hold>,
     /// What it has for a time only.
     pub loans: Vec<Loan>,
+    /// What changes have left pending.
+    pub pending: Vec<Pending>,
     /// What it stays charged until it is seen again, where a change of it ended and what it left was not seen.
     pub unseen: Option<Charge>,
 }
@@ -145,6 +147,8 @@ struct Shared {
     trouble: Arc<Mutex<Option<StoreError>>>,
     /// Whether it was read: what isn't known to be the record is not read from either.
     loaded: AtomicBool,
+    /// Who follows the history.
+    told: Arc<watch::Sender<()>>,
     /// How many wait for the disk.
     waiting: AtomicUsize,
     /// Where it is counted what goes on record.
@@ -174,12 +178,13 @@ impl Store {
         let trouble = Arc::new(Mutex::new(Some(unread())));
         let live = Live::default();
         let writer = Writer::new(location.clone(), Some(state_dir.to_owned()), Arc::clone(&trouble), Arc::clone(&live));
+        let told = Arc::clone(&writer.told);
         let (send, receive) = channel();
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&receive))
             .map_or_else(|error| tracing::error!("the record's thread can't be started: {error}"), drop);
-        Store::with(location, Access::Thread(Mutex::new(send)), trouble, live)
+        Store::with(location, Access::Thread(Mutex::new(send)), trouble, live, told)
     }
 
     /// A store without a thread, at a location of the caller's choice. `may_be_new` says whether it may be empty.
@@ -189,13 +194,20 @@ impl Store {
         let live = Live::default();
         let mut writer = Writer::new(location.clone(), None, Arc::clone(&trouble), Arc::clone(&live));
         writer.may_be_new = may_be_new;
-        Store::with(location, Access::Inline(Box::new(Mutex::new(writer))), trouble, live)
+        let told = Arc::clone(&writer.told);
+        Store::with(location, Access::Inline(Box::new(Mutex::new(writer))), trouble, live, told)
     }
 
-    fn with(location: Location, writer: Access, trouble: Arc<Mutex<Option<StoreError>>>, live: Live) -> Self {
+    fn with(
+        location: Location,
+        writer: Access,
+        trouble: Arc<Mutex<Option<StoreError>>>,
+        live: Live,
+        told: Arc<watch::Sender<()>>,
+    ) -> Self {
         let (reader, loaded, waiting) = (Mutex::default(), AtomicBool::new(false), AtomicUsize::new(0));
         let metrics = OnceLock::new();
-        Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded, waiting, metrics }) }
+        Store { shared: Arc::new(Shared { location, writer, reader, live, trouble, loaded, told, waiting, metrics }) }
     }
 
     /// Opens it and reads what an earlier life left behind. Nothing can be written before that has gone well; may be tried
@@ -295,6 +307,21 @@ impl Store {
     /// A page of the history, the newest first.
     pub async fn history(&self, page: Page) -> Result<Vec<HistoryEntry>, StoreError> {
         self.read(move |reader| reader.history(&page)).await
+    }
+
+    /// What came after this place, the oldest first; states of instances included, which the history leaves out.
+    pub async fn after(&self, seq: u64, limit: usize) -> Result<Vec<HistoryEntry>, StoreError> {
+        self.read(move |reader| reader.after(seq, limit)).await
+    }
+
+    /// The places of the oldest entry that is kept and of the newest that there ever was; 0 where there is none.
+    pub async fn ends(&self) -> Result<(u64, u64), StoreError> {
+        self.read(Reader::ends).await
+    }
+
+    /// Changes whenever something was written to the history.
+    pub fn told(&self) -> watch::Receiver<()> {
+        self.shared.told.subscribe()
     }
 
     /// Forgets ended operations and history from before the first, keys from before the second.
@@ -422,6 +449,7 @@ struct Writer {
     backlog: Vec<Entry>,
     trouble: Arc<Mutex<Option<StoreError>>>,
     live: Live,
+    told: Arc<watch::Sender<()>>,
 }
 
 impl Writer {
@@ -442,6 +470,7 @@ impl Writer {
             backlog: Vec::new(),
             trouble,
             live,
+            told: Arc::default(),
         }
     }
 
@@ -485,6 +514,11 @@ impl Writer {
                 .and_then(|()| write(&mut self.db, self.loaded, &self.location, entries, in_trouble));
             if self.loaded {
                 self.tell(written.as_ref().err());
+            }
+            let history = |entry: &Entry| matches!(entry, Entry::History(_));
+            let told = commits.iter().any(|(entries, ..)| entries.iter().any(history)) || !self.backlog.is_empty();
+            if told && written.is_ok() {
+                self.told.send_replace(());
             }
             if written.is_ok() && !self.backlog.is_empty() {
                 self.backlog.clear();
@@ -595,7 +629,8 @@ fn shorten(backlog: &mut Vec<Entry>, most: usize) {
     let mut over = backlog.len().saturating_sub(most);
     let dropped = over;
     backlog.retain(|entry| {
-        let goes = over > 0 && matches!(entry, Entry::History(told) if told.entry.happening == Happening::Drift);
+        let may_go = |told: &Told| matches!(told.entry.happening, Happening::Drift | Happening::State);
+        let goes = over > 0 && matches!(entry, Entry::History(told) if may_go(told));
         over -= usize::from(goes);
         !goes
     });

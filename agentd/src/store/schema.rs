@@ -68,6 +68,7 @@ CREATE TABLE room (                         -- one row, which says nothing: whet
 );
 ",
     "ALTER TABLE instances ADD COLUMN loans TEXT NOT NULL DEFAULT '[]';    -- what it has for a time only, JSON",
+    "ALTER TABLE instances ADD COLUMN pending TEXT NOT NULL DEFAULT '[]';  -- what changes have left pending, JSON",
 ];
 
 /// The schema that a store has, without touching it. An empty one is taken for a new one only where `may_be_new`: a store

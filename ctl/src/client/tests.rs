@@ -136,3 +136,53 @@ fn a_bare_name_is_resolved_by_the_server() {
     assert_eq!(client(&server).resolve("vm/web").unwrap().as_str(), "vm/web", "asks nobody");
     assert_eq!(client(&server).resolve("pod/web").unwrap_err().exit, 2);
 }
+
+/// A reply of which these chunks came, and its end where it had one.
+fn chunked(chunks: &[&str], ended: bool) -> Does {
+    let mut reply = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+    for chunk in chunks {
+        reply += &format!("{:x}\r\n{chunk}\r\n", chunk.len());
+    }
+    Does::Say(if ended { reply + "0\r\n\r\n" } else { reply })
+}
+
+#[test]
+fn a_reply_that_goes_on_is_read_as_it_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("s")).unwrap();
+    let client = Client::new(&directory.path().join("s"));
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let Does::Say(first) = chunked(&["one"], false) else { unreachable!() };
+        std::io::Write::write_all(&mut stream, first.as_bytes()).unwrap();
+        stream
+    });
+    let mut reply = client.stream("/v1/x").unwrap();
+    let mut some = [0; 100];
+    // The server says no more before this has been read.
+    assert_eq!(reply.read(&mut some).unwrap(), 3);
+    let mut stream = server.join().unwrap();
+    std::io::Write::write_all(&mut stream, b"3\r\ntwo\r\n0\r\n\r\n").unwrap();
+    let mut rest = String::new();
+    reply.read_to_string(&mut rest).unwrap();
+    assert_eq!((&some[..3], rest.as_str()), (b"one".as_slice(), "two"));
+}
+
+#[test]
+fn a_reply_that_broke_off_is_told_from_one_that_ended() {
+    let server = Server::new(vec![chunked(&["one"], true), chunked(&["one"], false)]);
+    let client = client(&server);
+    let read = || {
+        let mut text = String::new();
+        client.stream("/v1/x").unwrap().read_to_string(&mut text).map(|_| text)
+    };
+    assert_eq!(read().unwrap(), "one");
+    let failure = client.broke_off(&read().unwrap_err());
+    assert!(failure.exit == 3 && failure.detail.contains("broke before the reply had ended"), "{failure:?}");
+}
+
+#[test]
+fn a_stream_that_is_refused_is_a_failure_like_any_other() {
+    let server = Server::new(vec![Does::Say(overloaded())]);
+    assert_eq!(client(&server).stream("/v1/x").err().map(|failure| failure.exit), Some(3));
+}

@@ -2,10 +2,12 @@
 //! share.
 
 mod config;
+mod logs;
 mod metrics;
 mod power;
 mod read;
 mod resize;
+mod top;
 mod undo;
 mod usage;
 
@@ -53,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::List(list) => read::list(&context, list),
         Command::Show(of) => read::show(&context, &of.reference),
         Command::Capacity => read::capacity(&context),
+        Command::Top(args) => top::top(&context, args, host),
         Command::Sizes => read::sizes(&context),
         Command::Usage(args) => usage::usage(&context, args),
         Command::Metrics(args) => metrics::metrics(&context, args),
@@ -61,8 +64,12 @@ pub(crate) fn run(args: &Args) -> Report {
         Command::Prepare(prepare) => resize::prepare(&context, prepare),
         Command::Undo(args) => undo::undo(&context, args),
         Command::History(history) => read::history(&context, history),
+        Command::Logs(args) => logs::logs(&context, args),
         Command::Stop(stop) => power::stop(&context, stop),
         Command::Start(start) => power::start(&context, start),
+        Command::Restart(restart) => power::restart(&context, restart),
+        Command::Suspend(suspend) => power::suspend(&context, suspend),
+        Command::Resume(resume) => power::resume(&context, resume),
         Command::ClearHold(of) => power::clear_hold(&context, &of.reference),
         Command::CheckConfig(check) => config::check(&context.screen, &check.file),
         Command::Completions { shell } => Ok(Report { out: complete::registration(*shell), ..Report::default() }),

@@ -1,18 +1,38 @@
-//! `ctl stop`, `ctl start` and `ctl clear-hold`.
+//! `ctl stop`, `start`, `restart`, `suspend`, `resume` and `clear-hold`.
 
-use agentd_core::api::{Instance, StartRequest, StopRequest};
+use agentd_core::api::{Instance, StartRequest, StopRequest, SuspendRequest};
 
 use super::{Context, duration, unreadable};
-use crate::args::{Start, Stop};
+use crate::args::{Start, Stop, Suspend};
 use crate::client::instance_path;
 use crate::error::Failure;
 use crate::render::{Report, table, text};
 
 /// Brings an instance down.
 pub(super) fn stop(context: &Context, args: &Stop) -> Result<Report, Failure> {
+    down(context, "stop", args)
+}
+
+/// Brings an instance down and up again.
+pub(super) fn restart(context: &Context, args: &Stop) -> Result<Report, Failure> {
+    down(context, "restart", args)
+}
+
+fn down(context: &Context, verb: &str, args: &Stop) -> Result<Report, Failure> {
     let timeout = duration("--timeout", args.timeout.as_ref())?;
     let body = StopRequest { timeout, force: args.force, dry_run: args.plan.dry_run };
-    context.change(&args.of.reference, "stop", &body, &args.plan)
+    context.change(&args.of.reference, verb, &body, &args.plan)
+}
+
+/// Pauses an instance and holds it.
+pub(super) fn suspend(context: &Context, args: &Suspend) -> Result<Report, Failure> {
+    let body = SuspendRequest { reason: args.reason.clone(), dry_run: args.plan.dry_run };
+    context.change(&args.of.reference, "suspend", &body, &args.plan)
+}
+
+/// Lifts that hold and lets it run on.
+pub(super) fn resume(context: &Context, args: &Start) -> Result<Report, Failure> {
+    context.change(&args.of.reference, "resume", &StartRequest { dry_run: args.plan.dry_run }, &args.plan)
 }
 
 /// Brings an instance up.

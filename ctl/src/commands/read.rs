@@ -1,14 +1,13 @@
 //! The commands that ask and change nothing: `list`, `show`, `history`, `capacity`, `sizes`, `health`.
 
-use agentd_core::api::{Capacity, Health, HistoryList, Instance, InstanceList, SizeList};
+use agentd_core::api::{Capacity, Health, HistoryList, Instance, InstanceList, SizeList, UsageList};
 use agentd_core::instance::{Kind, State};
-use serde_json::Value;
 
 use super::Context;
 use crate::args::{History, List};
-use crate::client::{Reply, encode};
+use crate::client::{GLANCE_TIME, all_pages, encode};
 use crate::error::Failure;
-use crate::render::{Report, history as rendered, table, text};
+use crate::render::{Report, bar, history as rendered, table, text};
 
 /// The exit code where agentd is there and something behind it isn't well.
 const UNWELL_EXIT: u8 = 3;
@@ -23,7 +22,7 @@ pub(super) fn list(context: &Context, args: &List) -> Result<Report, Failure> {
     query.extend(state.map(|state| format!("state={state}")));
     query.extend(args.next_boot.then(|| "next_boot=true".to_owned()));
     query.extend(args.unprepared.then(|| "unprepared=true".to_owned()));
-    let reply = all_pages(context, &query)?;
+    let reply = all_pages("/v1/instances", &query, |path| context.get(path))?;
     let list: InstanceList = reply.read()?;
     let mut err = table::unavailable(&list.unavailable, "what it has is as it was last seen, or missing");
     if list.items.is_empty() {
@@ -35,42 +34,6 @@ pub(super) fn list(context: &Context, args: &List) -> Result<Report, Failure> {
         table::list(&list.items, args.unprepared, context.screen.out_width)
     };
     Ok(context.screen.success(&reply.body, out, err))
-}
-
-/// All pages as one document: the first one with everybody's items.
-fn all_pages(context: &Context, query: &[String]) -> Result<Reply, Failure> {
-    let path = |cursor: Option<&str>| {
-        let mut query = query.to_vec();
-        query.extend(cursor.map(|cursor| format!("cursor={}", encode(cursor))));
-        if query.is_empty() { "/v1/instances".to_owned() } else { format!("/v1/instances?{}", query.join("&")) }
-    };
-    let first = context.get(&path(None))?;
-    let mut whole: Value = first.read()?;
-    let Some(mut cursor) = next_cursor(&whole) else { return Ok(first) };
-    loop {
-        let mut page: Value = context.get(&path(Some(&cursor)))?.read()?;
-        let next = next_cursor(&page);
-        if let (Some(Value::Array(items)), Some(Value::Array(more))) =
-            (whole.get_mut("items"), page.get_mut("items").map(Value::take))
-        {
-            items.extend(more);
-        }
-        match next {
-            Some(next) if next == cursor => {
-                return Err(Failure::internal("agentd's list of instances goes in a circle".into()));
-            }
-            Some(next) => cursor = next,
-            None => break,
-        }
-    }
-    if let Some(cursor) = whole.get_mut("next_cursor") {
-        *cursor = Value::Null;
-    }
-    Ok(Reply { status: first.status, body: whole.to_string() })
-}
-
-fn next_cursor(page: &Value) -> Option<String> {
-    page.get("next_cursor").and_then(Value::as_str).map(str::to_owned)
 }
 
 /// Shows one instance.
@@ -102,12 +65,22 @@ pub(super) fn history(context: &Context, args: &History) -> Result<Report, Failu
     Ok(context.screen.success(&reply.body, out, older))
 }
 
-/// Shows the host.
+/// Shows the host; on a terminal with bars, for which it is asked what is in use of it, too.
 pub(super) fn capacity(context: &Context) -> Result<Report, Failure> {
     let reply = context.get("/v1/capacity")?;
     let capacity: Capacity = reply.read()?;
     let err = table::unavailable(&capacity.unavailable, "its last known charge stands");
-    Ok(context.screen.success(&reply.body, table::capacity(&capacity, context.screen.out_width), err))
+    let mut out = String::new();
+    if let (Some(width), false) = (context.screen.out_width, context.screen.json || context.screen.quiet) {
+        // What is in use is beside the point here: where it can't be told, the bars go without it.
+        let client = context.client.clone();
+        let told = context.watch(None, move || client.get_within("/v1/usage", GLANCE_TIME));
+        let usage: Option<UsageList> = told.ok().and_then(|reply| reply.read().ok());
+        let gauges = bar::gauges(&capacity.cpus, &capacity.memory, &usage.map(|usage| usage.host).unwrap_or_default());
+        out = bar::text(&bar::lines(&gauges, width, bar::Glyphs::of_locale())) + "\n";
+    }
+    out += &table::capacity(&capacity, context.screen.out_width);
+    Ok(context.screen.success(&reply.body, out, err))
 }
 
 /// Shows the sizes.

@@ -72,7 +72,7 @@ pub(crate) fn history(entries: &[HistoryEntry], of_one: bool, local: &Local, wid
 /// The verb, or what happened by itself.
 fn what(entry: &HistoryEntry) -> String {
     match (entry.happening, entry.verb.as_deref()) {
-        (Happening::Drift, _) => "drift".to_owned(),
+        (Happening::Drift | Happening::Settled, _) => entry.happening.as_str().to_owned(),
         (_, Some(verb)) => clean(verb),
         (happening, None) => happening.as_str().to_owned(),
     }
@@ -98,15 +98,16 @@ fn moves(moves: &[Move]) -> String {
         let saved = if of.saved { " (saved)" } else { "" };
         Some(format!("{name} {} → {}{saved}", value(&of.before), value(&of.after)))
     }
-    let (mut cpus, mut limits, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut states, mut cpus, mut limits, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for moved in moves {
         match moved {
             Move::Cpus(of) => cpus.push(of),
             Move::CpuLimit(of) => limits.push(of),
             Move::Memory(of) => memory.push(of),
+            Move::State { .. } => states.push(moved.to_string()),
         }
     }
-    let told = cpus.iter().filter_map(|of| tell("cpus", of, &cpus));
+    let told = states.into_iter().chain(cpus.iter().filter_map(|of| tell("cpus", of, &cpus)));
     let told = told.chain(limits.iter().filter_map(|of| tell("cpu_limit", of, &limits)));
     let told = told.chain(memory.iter().filter_map(|of| tell("memory", of, &memory)));
     told.collect::<Vec<_>>().join(", ")

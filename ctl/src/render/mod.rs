@@ -1,7 +1,10 @@
 //! What a command came to, and the one place that prints it: text for people or the API's JSON, colours on a terminal
 //! only, a reader that went away borne in silence.
 
+pub(crate) mod bar;
+pub(crate) mod harmless;
 pub(crate) mod history;
+pub(crate) mod live;
 pub(crate) mod outcome;
 pub(crate) mod table;
 pub(crate) mod text;

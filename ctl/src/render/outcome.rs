@@ -90,6 +90,9 @@ pub(crate) fn operation(view: &OperationView, width: Option<usize>) -> String {
             _ => format!("{reference}  {arrows}planned, nothing is changed"),
         },
         Outcome::Changed if fields.is_empty() => match (view.verb.as_str(), state) {
+            ("restart", Some(state)) => format!("{reference}  restarted, {state}, {seconds}"),
+            ("suspend", Some(state)) => format!("{reference}  suspended: {state} and held, {seconds}"),
+            ("resume", Some(state)) => format!("{reference}  resumed, {state}, {seconds}"),
             (_, Some(state)) => format!("{reference}  {state}, {seconds}"),
             (verb, None) => format!("{reference}  {} done, {seconds}", clean(verb)),
         },

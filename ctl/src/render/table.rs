@@ -19,7 +19,7 @@ pub(super) const NOTHING: &str = "—";
 
 /// How a column stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stand {
+pub(crate) enum Stand {
     Left,
     Right,
     /// To the left, and wrapped where the terminal is too narrow.
@@ -27,7 +27,7 @@ pub(super) enum Stand {
 }
 
 /// Lays a table out: a header, rows, and for each column how it stands.
-pub(super) fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
+pub(crate) fn lay(header: &[&str], stands: &[Stand], rows: Vec<Vec<String>>, width: Option<usize>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if let Some(width) = width.and_then(|width| u16::try_from(width).ok()) {
@@ -137,7 +137,10 @@ pub(crate) fn show(instance: &Instance, width: Option<usize>) -> String {
         out += &paragraph(&moving, 2, width);
     }
     for hold in &instance.holds {
-        out += &paragraph(&format!("held ({}): {}", hold.hold.as_str(), clean(&hold.reason)), 6, width);
+        let who = hold.who.as_ref().map(|who| format!(", by {}", clean(&who.to_string()))).unwrap_or_default();
+        let since = hold.since_ms.map(|ms| format!(", {}", when(ms))).unwrap_or_default();
+        let held = format!("held ({}{who}{since}): {}", hold.hold.as_str(), clean(&hold.reason));
+        out += &paragraph(&held, 6, width);
         let what = match hold.hold {
             HoldKind::Suspended => format!("when it may be changed again: ctl resume {name}; stop works meanwhile"),
             HoldKind::NeedsAttention => format!(

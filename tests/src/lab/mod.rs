@@ -13,6 +13,7 @@ mod libvirt;
 mod namespace;
 mod prometheus;
 mod testdriver;
+mod tmux;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub use libvirt::Libvirt;
 pub use namespace::Lab;
 pub use prometheus::{Prometheus, promtool};
 pub use testdriver::{TestNode, test_domain};
+pub use tmux::Tmux;
 
 /// How often a condition is looked at.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -12,6 +12,7 @@ mod resize;
 mod restart;
 mod scalar;
 mod settle;
+pub mod states;
 mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admission::{HostCapacity, caps, charge_of, start_charge};
 pub use capabilities::capabilities;
-pub use power::{start, stop};
+pub use power::{restart, resume, start, stop, suspend};
 pub use prepare::{Preparation, headroom, prepare};
 pub use resize::{redefinition, resize};
 pub use settle::{
@@ -34,10 +35,10 @@ pub use settle::{
 pub use undo::undo;
 pub use words::describe;
 
-use crate::api::Hold;
+use crate::api::{Hold, HoldKind};
 use crate::config::{Config, Rules};
 use crate::error::{Code, Problem};
-use crate::instance::{Field, Observed, Reading, Ref};
+use crate::instance::{Field, Observed, Reading, Ref, State};
 use crate::ledger::{Charge, Ledger};
 use crate::operation::Identity;
 use crate::units::{ByteCount, Cpus, Limit, Quantity};
@@ -56,6 +57,12 @@ pub enum Verb {
     Undo,
     /// Put headroom into what is saved.
     Prepare,
+    /// Bring it down and up again.
+    Restart,
+    /// Pause it and hold it.
+    Suspend,
+    /// Lift the hold of a suspension and wake it.
+    Resume,
 }
 
 impl Verb {
@@ -73,6 +80,9 @@ impl fmt::Display for Verb {
             Verb::Stop => "stop",
             Verb::Undo => "undo",
             Verb::Prepare => "prepare",
+            Verb::Restart => "restart",
+            Verb::Suspend => "suspend",
+            Verb::Resume => "resume",
         })
     }
 }
@@ -205,6 +215,15 @@ pub enum Action {
     Shutdown,
     /// Switch it off hard.
     Kill,
+    /// Bring it down and up again, in one go of its engine's.
+    Restart {
+        /// The run that is to end.
+        boot: Option<String>,
+    },
+    /// Freeze it.
+    Pause,
+    /// Let it run on.
+    Unpause,
 }
 
 impl Action {
@@ -212,7 +231,14 @@ impl Action {
     pub const fn sets(&self) -> Option<(Scope, &Values)> {
         match self {
             Action::Set { scope, values } | Action::Restore { scope, values, .. } => Some((*scope, values)),
-            Action::Define { .. } | Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => None,
+            Action::Define { .. }
+            | Action::Start
+            | Action::Boot { .. }
+            | Action::Shutdown
+            | Action::Kill
+            | Action::Restart { .. }
+            | Action::Pause
+            | Action::Unpause => None,
         }
     }
 
@@ -402,6 +428,21 @@ impl Targets {
     }
 }
 
+/// What a change makes of the hold of a suspension.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mark", rename_all = "kebab-case")]
+pub enum Mark {
+    /// It is put.
+    Hold {
+        /// Why, in the words of who asked.
+        reason: String,
+        /// The state that a resume puts back.
+        before: State,
+    },
+    /// It is lifted.
+    Lift,
+}
+
 /// What will be done, so specific that the executor chooses nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -421,11 +462,18 @@ pub struct Plan {
     pub undoes: Option<String>,
     /// For how many milliseconds it is meant to last, where it goes back by itself.
     pub lent_ms: Option<u64>,
+    /// What becomes of the instance's hold once the steps are done.
+    pub mark: Option<Mark>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
 
 impl Plan {
+    /// Whether there is anything to do.
+    pub fn does_nothing(&self) -> bool {
+        self.steps.is_empty() && self.mark.is_none()
+    }
+
     /// Whether it takes its instance down and brings it up again.
     pub fn restarts(&self) -> bool {
         self.steps.iter().any(|step| matches!(step.action, Action::Boot { .. }))
@@ -442,6 +490,7 @@ impl Plan {
             charge: Charge::ZERO,
             undoes: None,
             lent_ms: None,
+            mark: None,
             notes: Vec::new(),
         }
     }
@@ -467,16 +516,23 @@ pub struct Inputs<'a> {
 impl Inputs<'_> {
     /// Refuses what a hold or the instance's owner forbids.
     fn refuse_if_blocked(&self) -> Result<(), Problem> {
+        self.refuse_if_held(|_| true)
+    }
+
+    /// The same of what has to do with this kind of hold itself.
+    fn refuse_if_blocked_but_by(&self, own: HoldKind) -> Result<(), Problem> {
+        self.refuse_if_held(|hold| hold.hold != own)
+    }
+
+    fn refuse_if_held(&self, by: impl Fn(&&Hold) -> bool) -> Result<(), Problem> {
         let reference = &self.observed.reference;
-        if let Some(hold) = self.holds.first() {
+        if let Some(hold) = self.holds.iter().find(by) {
             let hint = match hold.hold {
-                crate::api::HoldKind::Suspended => "resume it first",
-                crate::api::HoldKind::NeedsAttention => {
+                HoldKind::Suspended => "`ctl resume` it first; stop --force still works",
+                HoldKind::NeedsAttention => {
                     "look at it with `ctl show`, put right what is wrong, then `ctl clear-hold` it; stop still works"
                 }
-                crate::api::HoldKind::Recovering => {
-                    "the hold ends by itself once its backend answers; stop still works"
-                }
+                HoldKind::Recovering => "the hold ends by itself once its backend answers; stop still works",
             };
             let detail = format!("{reference} is held ({}): {}", hold.hold.as_str(), hold.reason);
             return Err(Problem::new(Code::Held, detail).hint(hint));

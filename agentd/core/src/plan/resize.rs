@@ -8,12 +8,13 @@ use super::checks::{admit, check_bounds, check_ceilings, check_shrink, check_swi
 use super::restart::{self, ByRestart};
 use super::scalar::Scalar;
 use super::settle::{cpus_rule, same_cpu_time};
+use super::states::goes;
 use super::steps::{make_one_way, steps};
 use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Scope, Targets, Values, Verb};
 use crate::api::{Apply, ResizeRequest, Restart};
 use crate::config::{display_duration, parse_duration};
 use crate::error::{Code, Numbers, Problem};
-use crate::instance::{Ability, Field, Kind, Observed, Parts, Reading, Saved, State};
+use crate::instance::{Ability, Field, Kind, Observed, Parts, Reading, Saved};
 use crate::units::{Amount, ByteCount, Cpus, Limit};
 
 /// Plans a resize, or refuses it with the numbers. `made` is what the backend made of the definition, where the resize needs
@@ -260,14 +261,8 @@ pub(super) struct Place {
 
 pub(super) fn place(observed: &Observed, apply: Option<Apply>, notes: &mut Vec<String>) -> Result<Place, Problem> {
     let reference = &observed.reference;
-    let up = match observed.state {
-        State::Running | State::Paused => true,
-        State::Stopped | State::Crashed => false,
-        State::Starting | State::Stopping | State::Unknown => {
-            return Err(Problem::new(Code::InvalidState, format!("{reference} is {}", observed.state))
-                .hint("try again when it is running or stopped"));
-        }
-    };
+    goes(observed, Verb::Resize, false)?;
+    let up = observed.state.is_up();
     let place = |live, saved| Ok(Place { live, saved, together: false });
     match (observed.saved, apply.unwrap_or_default()) {
         (Saved::Together, Apply::Both) => Ok(Place { live: up, saved: true, together: true }),

@@ -11,7 +11,7 @@ use super::{Action, Aim, Inputs, Plan, Preparation, Redefinition, Settle, Step, 
 use crate::api::ResizeRequest;
 use crate::config::Shrink;
 use crate::error::{Code, Numbers, Problem};
-use crate::instance::{Ability, Field, Reading, Saved, State, Usage};
+use crate::instance::{Ability, Field, Observed, Reading, Saved, State, Usage};
 use crate::units::{ByteCount, Cpus, Limit};
 
 /// What a VM boots with is counted by that much: QEMU's machines take no less.
@@ -90,16 +90,16 @@ impl ByRestart {
         let mut rest = saved;
         if up {
             let timeout = inputs.rules.stop_timeout;
-            plan.steps.push(power(inputs, Action::Shutdown, Settle::Within(timeout)));
+            plan.steps.push(goes_back_up(inputs, Action::Shutdown, Settle::Within(timeout)));
             if force {
-                plan.steps.push(power(inputs, Action::Kill, Settle::Within(KILL_TIME)));
+                plan.steps.push(goes_back_up(inputs, Action::Kill, Settle::Within(KILL_TIME)));
             }
         }
         if redefinition.is_some() {
             // It may have been made for something else than what is aimed at by now.
             let Some(made) = made.filter(|made| Some(made.of) == redefinition) else {
                 return Err(
-                    Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference)).hint("ask again")
+                    Problem::new(Code::Busy, format!("{} was changed meanwhile", observed.reference)).hint("try again")
                 );
             };
             plan.notes.extend(made.notes.iter().chain(&made.changes).cloned());
@@ -125,14 +125,12 @@ impl ByRestart {
                 undo: None,
                 undo_what: None,
                 class: UndoClass::None,
-                ..power(inputs, Action::Boot { values }, Settle::Within(START_TIME))
+                ..goes_back_up(inputs, Action::Boot { values }, Settle::Within(START_TIME))
             });
             let how =
                 if force { "it is restarted, hard where it does not shut down in time" } else { "it is restarted" };
             plan.notes.push(format!("{} can't get this live: {how}", observed.reference));
-            also_saved("cpus", targets.cpus.is_none(), &observed.cpus, &mut plan.notes);
-            also_saved("cpu_limit", targets.cpu_limit.is_none(), &observed.cpu_limit, &mut plan.notes);
-            also_saved("memory", targets.memory.is_none(), &observed.memory, &mut plan.notes);
+            all_that_is_saved(observed, &targets, &mut plan.notes);
         }
         Ok(plan)
     }
@@ -151,6 +149,12 @@ fn boots_with(aim: &mut Aim<ByteCount>, wanted: ByteCount, notes: &mut Vec<Strin
 }
 
 /// A restart brings all that is saved, asked for or not.
+pub(super) fn all_that_is_saved(observed: &Observed, targets: &Targets, notes: &mut Vec<String>) {
+    also_saved("cpus", targets.cpus.is_none(), &observed.cpus, notes);
+    also_saved("cpu_limit", targets.cpu_limit.is_none(), &observed.cpu_limit, notes);
+    also_saved("memory", targets.memory.is_none(), &observed.memory, notes);
+}
+
 fn also_saved<T: Copy + PartialEq + Display>(name: &str, unnamed: bool, reading: &Reading<T>, notes: &mut Vec<String>) {
     if let (true, Some(now), Some(saved)) = (unnamed, reading.accepted, reading.persistent)
         && now != saved
@@ -182,7 +186,7 @@ fn reaches(inputs: &Inputs<'_>, targets: &Targets, made: &Preparation) -> Result
 }
 
 /// A step down or up. Its way back is to run again: taken back the last first, that is when all else is as it was.
-fn power(inputs: &Inputs<'_>, action: Action, settle: Settle) -> Step {
+pub(super) fn goes_back_up(inputs: &Inputs<'_>, action: Action, settle: Settle) -> Step {
     let reference = &inputs.observed.reference;
     let undo = Action::Start;
     Step {

@@ -70,6 +70,20 @@ pub fn reached(action: &Action, observed: &Observed) -> Reached {
                 (down, _) => down,
             }
         }
+        Action::Restart { boot } => match observed.state {
+            State::Running if observed.boot != *boot => Reached::Yes,
+            State::Running => Reached::NotYet("it still runs as it did".into()),
+            state => Reached::NotYet(format!("it is {state}")),
+        },
+        Action::Pause => match observed.state {
+            State::Paused => Reached::Yes,
+            state => Reached::NotYet(format!("it is {state}")),
+        },
+        // One that is starting has its own clock.
+        Action::Unpause => match observed.state {
+            State::Running | State::Starting => Reached::Yes,
+            state => Reached::NotYet(format!("it is {state}")),
+        },
         Action::Shutdown | Action::Kill => match observed.state {
             State::Stopped | State::Crashed => Reached::Yes,
             state => Reached::NotYet(format!("it is {state}")),

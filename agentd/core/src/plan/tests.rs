@@ -6,7 +6,7 @@ use super::{HostCapacity, Inputs, Plan, Reached, Scope, caps, charge_of, reached
 use crate::api::{Hold, HoldKind, ResizeRequest};
 use crate::config::Config;
 use crate::error::{Code, Problem};
-use crate::instance::{Ability, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage};
+use crate::instance::{Ability, Barred, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage};
 use crate::ledger::{Charge, Ledger};
 use crate::units::{ByteCount, Cpus, Limit};
 
@@ -43,6 +43,7 @@ pub(crate) fn vm() -> Observed {
         used: Usage::Known(MIB(300)),
         demand: Demand { cpus: Some(Limit::At(Cpus::whole(2))), memory: Some(Limit::At(MIB(2048))) },
         covered: Covered::default(),
+        barred: Barred::default(),
         parts: None,
         saved_parts: None,
         labels: BTreeMap::new(),
@@ -77,13 +78,22 @@ pub(crate) fn unit() -> Observed {
 }
 
 pub(super) fn with<T>(observed: &Observed, config: &str, run: impl FnOnce(&Inputs<'_>) -> T) -> T {
+    with_holds(observed, &[], config, run)
+}
+
+pub(super) fn with_holds<T>(
+    observed: &Observed,
+    holds: &[Hold],
+    config: &str,
+    run: impl FnOnce(&Inputs<'_>) -> T,
+) -> T {
     let config = Config::parse("test", config).unwrap();
     let rules = config.rules_for(observed.reference.as_str(), &observed.labels);
     let capacity = &config.capacity;
     let host = HostCapacity { cpus: capacity.cpus.or_host(HOST.cpus), memory: capacity.memory.or_host(HOST.memory) };
     let mut ledger = Ledger::new(caps(&config, host));
     ledger.observe(&observed.instance_id(), charge_of(observed, &config), &rules.matching);
-    run(&Inputs { observed, holds: &[], config: &config, rules: &rules, host, ledger: &ledger })
+    run(&Inputs { observed, holds, config: &config, rules: &rules, host, ledger: &ledger })
 }
 
 pub(crate) fn plan(observed: &Observed, config: &str, body: serde_json::Value) -> Result<Plan, Problem> {
@@ -400,7 +410,7 @@ fn holds_and_switches_refuse() {
     let request: ResizeRequest = serde_json::from_value(serde_json::json!({"cpus": 3})).unwrap();
     let observed = vm();
     with(&observed, "", |inputs| {
-        let holds = [Hold { hold: HoldKind::NeedsAttention, reason: "half done".into() }];
+        let holds = [Hold::new(HoldKind::NeedsAttention, "half done".into())];
         let held = Inputs { holds: &holds, ..*inputs };
         assert_eq!(resize(&held, &request, None).unwrap_err().code, Code::Held);
         assert!(stop(&held, None, false).is_ok());

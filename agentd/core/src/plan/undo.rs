@@ -65,6 +65,15 @@ fn refuse_verb(taken_back: &Operation) -> Result<(), Problem> {
         Verb::Resize | Verb::Undo => return Ok(()),
         Verb::Start => (taken_back, Verb::Stop),
         Verb::Stop => (taken_back, Verb::Start),
+        Verb::Suspend => (taken_back, Verb::Resume),
+        Verb::Resume => (taken_back, Verb::Suspend),
+        Verb::Restart => {
+            return Err(Problem::new(
+                Code::Unsupported,
+                format!("operation {id} is a restart: there is nothing of it to take back", id = taken_back.id),
+            )
+            .hint(format!("`ctl show {}` tells how it runs now", taken_back.reference)));
+        }
         Verb::Prepare => {
             return Err(Problem::new(
                 Code::Unsupported,

@@ -24,6 +24,13 @@ pub fn describe(reference: &Ref, action: &Action) -> String {
         (_, Action::Start | Action::Boot { .. }) => "start".into(),
         (_, Action::Shutdown) => "stop".into(),
         (_, Action::Kill) => "kill".into(),
+        (_, Action::Restart { .. }) => "restart".into(),
+        (Kind::Vm, Action::Pause) => "suspend".into(),
+        (Kind::Vm, Action::Unpause) => "resume".into(),
+        (Kind::Container, Action::Pause) => "pause".into(),
+        (Kind::Container, Action::Unpause) => "unpause".into(),
+        (Kind::Unit, Action::Pause) => "freeze".into(),
+        (Kind::Unit, Action::Unpause) => "thaw".into(),
     };
     format!("{engine} {call}")
 }

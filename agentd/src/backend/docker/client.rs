@@ -22,7 +22,7 @@ use futures_util::{Stream, StreamExt};
 use crate::backend::BackendError;
 
 /// How long a question may take.
-const READ: Duration = Duration::from_secs(10);
+pub(super) const READ: Duration = Duration::from_secs(10);
 /// How long a change may take. The engine itself waits up to 12 s for a killed process.
 const CHANGE: Duration = Duration::from_secs(20);
 /// bollard's own limit, which ends with the headers: beyond ours, so that ours decides.
@@ -132,6 +132,26 @@ impl Client {
             async move { docker.start_container(&id, None::<StartContainerOptions>).await }
         };
         self.change(id, &format!("start {}", short(id)), call).await
+    }
+
+    /// Freezes its processes.
+    pub(super) async fn pause(&self, id: &str) -> Result<(), BackendError> {
+        let docker = self.connect_for(HUNG_SECONDS)?;
+        let call = {
+            let id = id.to_owned();
+            async move { docker.pause_container(&id).await }
+        };
+        self.change(id, &format!("pause {}", short(id)), call).await
+    }
+
+    /// Lets its processes run on.
+    pub(super) async fn unpause(&self, id: &str) -> Result<(), BackendError> {
+        let docker = self.connect_for(HUNG_SECONDS)?;
+        let call = {
+            let id = id.to_owned();
+            async move { docker.unpause_container(&id).await }
+        };
+        self.change(id, &format!("unpause {}", short(id)), call).await
     }
 
     /// Sends a signal to its main process.
@@ -264,7 +284,7 @@ impl Client {
 }
 
 /// docker's own words, as the error that they are.
-fn refused(what: &str, status: u16, message: &str) -> BackendError {
+pub(super) fn refused(what: &str, status: u16, message: &str) -> BackendError {
     let message = message.trim();
     if status == 404 {
         return BackendError::NotFound(format!("docker: {message}"));
@@ -279,7 +299,7 @@ fn refused(what: &str, status: u16, message: &str) -> BackendError {
 }
 
 /// The innermost error, which names the reason: `Permission denied (os error 13)`.
-fn root_cause(error: &dyn std::error::Error) -> String {
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;

@@ -4,12 +4,14 @@
 //! ```text
 //!   client   calls with deadlines         limits   Docker's numbers and the updates made of them
 //!   view     them and what the kernel enforces (the cgroup), as an observation
+//!   logs     what a container wrote, as the engine keeps it
 //! ```
 
 mod client;
 mod limits;
 #[cfg(all(test, feature = "live-docker"))]
 mod live_tests;
+mod logs;
 mod view;
 
 use std::collections::{HashMap, HashSet};
@@ -29,7 +31,7 @@ use tokio::sync::mpsc;
 
 use self::client::Client;
 use self::limits::{Impossible, Native};
-use super::{Backend, BackendError, Look, Notice, cgroup, check_boot};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup, check_boot};
 
 /// How many containers are asked about at once.
 const INSPECTED_AT_ONCE: usize = 16;
@@ -251,6 +253,11 @@ impl Backend for Docker {
         }
     }
 
+    async fn logs(&self, target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        let found = self.find_same(target, identity).await?;
+        logs::read(self.client.socket(), target, &found, ask).await
+    }
+
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
         let found = self.find_same(target, identity).await?;
         let now = view::native(&found);
@@ -273,6 +280,17 @@ impl Backend for Docker {
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
             Action::Start | Action::Boot { .. } => self.client.start(&identity.id).await,
             Action::Shutdown | Action::Kill if matches!(view::state(&found), State::Stopped | State::Crashed) => Ok(()),
+            Action::Pause => {
+                check_boot(target, identity, view::boot(&found))?;
+                self.client.pause(&identity.id).await
+            }
+            Action::Unpause => {
+                check_boot(target, identity, view::boot(&found))?;
+                self.client.unpause(&identity.id).await
+            }
+            Action::Restart { .. } => {
+                Err(BackendError::Unsupported(format!("{target} is stopped and started instead")))
+            }
             Action::Shutdown => {
                 check_boot(target, identity, view::boot(&found))?;
                 self.shut_down(target, &found).await

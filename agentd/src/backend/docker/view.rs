@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Barred, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status, ContainerSummary};
 
@@ -108,6 +108,12 @@ pub(super) fn observed(
         saved: Saved::Together,
         demand: Demand { cpus: cpus.persistent, memory: memory.persistent },
         covered: Covered::default(),
+        barred: Barred {
+            restart: inspected.host_config.as_ref().and_then(|host| host.auto_remove).unwrap_or_default().then(|| {
+                "it was run with --rm: Docker removes it when it stops".into()
+            }),
+            ..Barred::default()
+        },
         parts: None,
         saved_parts: None,
         cpus,
@@ -143,6 +149,7 @@ pub(super) fn unreadable(summary: &ContainerSummary, why: &str) -> Option<Observ
         used: Usage::Unknown,
         demand: Demand { cpus: None, memory: None },
         covered: Covered::default(),
+        barred: Barred::default(),
         parts: None,
         saved_parts: None,
         labels,

@@ -61,6 +61,18 @@ pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Resu
             domain.create()?;
             Ok(saved.and_then(|saved| booted(job, &domain, identity, &saved)).unwrap_or(Done::Plain))
         }
+        Action::Restart { .. } => Err(BackendError::Unsupported("a VM is shut down and started instead".into()).into()),
+        Action::Pause | Action::Unpause => {
+            check_boot(job, &domain, identity)?;
+            job.about_to_change();
+            let asleep = domain.state()?.0 == sys::VIR_DOMAIN_PMSUSPENDED;
+            match action {
+                Action::Pause => domain.suspend()?,
+                _ if asleep => domain.wake()?,
+                _ => domain.resume()?,
+            }
+            Ok(Done::Plain)
+        }
         Action::Shutdown | Action::Kill => {
             check_boot(job, &domain, identity)?;
             job.about_to_change();

@@ -463,6 +463,24 @@ impl Domain {
         // SAFETY: a live domain.
         check(unsafe { sys::virDomainDestroyFlags(self.raw(), 0) }).map(|_| ())
     }
+
+    /// Freezes its vCPUs.
+    pub(super) fn suspend(&self) -> Result<()> {
+        // SAFETY: a live domain.
+        check(unsafe { sys::virDomainSuspend(self.raw()) }).map(|_| ())
+    }
+
+    /// Lets its vCPUs run on.
+    pub(super) fn resume(&self) -> Result<()> {
+        // SAFETY: a live domain.
+        check(unsafe { sys::virDomainResume(self.raw()) }).map(|_| ())
+    }
+
+    /// Wakes a guest that has put itself to sleep (ACPI S3), which a resume doesn't.
+    pub(super) fn wake(&self) -> Result<()> {
+        // SAFETY: a live domain.
+        check(unsafe { sys::virDomainPMWakeup(self.raw(), 0) }).map(|_| ())
+    }
 }
 
 impl Drop for Domain {

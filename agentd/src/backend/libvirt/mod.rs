@@ -12,11 +12,13 @@
 //! | `guests.rs` | how guests behave |
 //! | `change.rs` | one step |
 //! | `watch.rs`, `hotplug.rs` | what libvirt and the kernel announce |
+//! | `console.rs` | where a guest's console is logged |
 
 mod asked;
 mod calls;
 mod cgroup;
 mod change;
+mod console;
 mod counters;
 mod ffi;
 mod guests;
@@ -49,7 +51,7 @@ use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
 use self::guests::Guests;
 use self::look::{Balloon, Sighting};
-use super::{Backend, BackendError, Look, Notice, cgroup as kernel};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup as kernel};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
@@ -279,6 +281,10 @@ impl Backend for Libvirt {
         self.calls.run(Class::Look, &identity.id, &format!("read the definition of {target}"), job).await
     }
 
+    async fn logs(&self, _target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        console::read(&self.calls, &self.uri, &identity.id, ask).await
+    }
+
     async fn is_under_way(&self, identity: &Identity) -> bool {
         if self.calls.is_changing(&identity.id) || self.calls.is_stuck(&identity.id) {
             return true;
@@ -320,7 +326,7 @@ impl Backend for Libvirt {
 
 /// A domain of which nothing can be told but that it is there.
 fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed> {
-    use agentd_core::instance::{Covered, Demand, Reading, Saved, Usage};
+    use agentd_core::instance::{Barred, Covered, Demand, Reading, Saved, Usage};
     use agentd_core::units::{ByteCount, Cpus};
     let why = format!("it can't be read: {error}");
     Some(Observed {
@@ -335,6 +341,7 @@ fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed
         used: Usage::Unknown,
         demand: Demand { cpus: None, memory: None },
         covered: Covered::default(),
+        barred: Barred::default(),
         parts: None,
         saved_parts: None,
         labels: std::collections::BTreeMap::new(),

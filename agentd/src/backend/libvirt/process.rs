@@ -17,6 +17,15 @@ pub(super) struct Process {
     pub(super) emulates: bool,
 }
 
+impl Process {
+    /// Whether it still runs, and not only its entry among the processes.
+    pub(super) fn runs(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let dead = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+        !dead && start_time(&stat) == Some(self.start)
+    }
+}
+
 /// The process id of a domain on this host, found by the pid file that libvirt keeps and checked against the UUID on the
 /// command line.
 pub(super) fn pid(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<u32> {
@@ -81,6 +90,22 @@ mod tests {
     fn pid_files_are_beside_the_socket_that_a_uri_names() {
         assert_eq!(pid_dirs("qemu:///system?socket=/lab/run/libvirt-sock"), [Path::new("/lab/run/qemu")]);
         assert_eq!(pid_dirs("qemu:///system")[0], Path::new("/run/libvirt/qemu"));
+    }
+
+    #[test]
+    fn a_process_runs_until_it_is_dead_and_no_other_one_is_it() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let start = |pid| start_time(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap()).unwrap();
+        let process = Process { pid: child.id(), start: start(child.id()), vcpus: None, emulates: false };
+        assert!(process.runs() && !Process { start: process.start + 1, ..process }.runs());
+        child.kill().unwrap();
+        // Dead, and not reaped yet.
+        while process.runs() {
+            std::thread::yield_now();
+        }
+        assert!(Path::new(&format!("/proc/{}", process.pid)).exists());
+        child.wait().unwrap();
+        assert!(!process.runs());
     }
 
     #[test]

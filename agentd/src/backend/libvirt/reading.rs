@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use agentd_core::error::{Code, Problem};
-use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{
+    Ability, Barred, Covered, Demand, Kind, Observed, Parts, Reading, Ref, Saved, State, Usage,
+};
 use agentd_core::plan::Headroom;
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use serde::Deserialize;
@@ -94,6 +96,10 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
         cpu_limit: cpu_limit(seen),
         used: used(seen),
         covered: Covered::default(),
+        barred: Barred {
+            restart: seen.saved.is_none().then(|| "it is transient: once it is down, libvirt forgets it".into()),
+            ..Barred::default()
+        },
         demand: Demand {
             cpus: boots_with.map(|definition| vcpus(definition.vcpus)),
             // All of it is the guest's until its balloon driver runs.

@@ -89,6 +89,21 @@ impl Bus {
         self.change(unit, "StopUnit", (unit.to_owned(), "replace")).await
     }
 
+    /// Queues a restart, and the starts of what goes down with it.
+    pub(super) async fn restart(&self, unit: &str) -> Result<(), BackendError> {
+        self.change(unit, "RestartUnit", (unit.to_owned(), "replace")).await
+    }
+
+    /// Freezes all its processes.
+    pub(super) async fn freeze(&self, unit: &str) -> Result<(), BackendError> {
+        self.change(unit, "FreezeUnit", unit.to_owned()).await
+    }
+
+    /// Lets its processes run on.
+    pub(super) async fn thaw(&self, unit: &str) -> Result<(), BackendError> {
+        self.change(unit, "ThawUnit", unit.to_owned()).await
+    }
+
     /// Sends SIGKILL to all its processes.
     pub(super) async fn kill(&self, unit: &str) -> Result<(), BackendError> {
         self.change(unit, "KillUnit", (unit.to_owned(), "all", 9_i32)).await

@@ -5,10 +5,12 @@
 //! ```text
 //!   bus     systemd's manager over D-Bus         files   what a unit's files say: what it has after the next boot
 //!   named   the cgroups of [units.cgroups]       view    properties, files and cgroup, as an observation
+//!   journal a unit's messages
 //! ```
 
 mod bus;
 mod files;
+mod journal;
 mod named;
 mod view;
 
@@ -27,7 +29,7 @@ use tokio::sync::mpsc;
 
 use self::bus::{Bus, Setting};
 use self::view::{Native, Unit};
-use super::{Backend, BackendError, Look, Notice, cgroup, check_boot};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup, check_boot};
 
 /// How many units are asked about at once.
 const ASKED_AT_ONCE: usize = 8;
@@ -249,6 +251,15 @@ impl Backend for Units {
         }
     }
 
+    async fn logs(&self, target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
+        if self.config().cgroups.values().any(|path| *path == identity.id) {
+            let why = format!("{target} is a cgroup, and what is in it logs wherever it likes");
+            return Err(BackendError::Unsupported(why));
+        }
+        let unit = self.find(&identity.id).await?;
+        journal::read(journal::JOURNALCTL, &journal::FOLDERS, &unit.id, ask)
+    }
+
     async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
         let path = match self.config().cgroups.values().find(|path| **path == observed.id) {
             Some(path) => path.clone(),
@@ -310,10 +321,22 @@ impl Backend for Units {
                 self.bus.stop(&unit.id).await?;
                 self.bus.kill(&unit.id).await
             }
+            Action::Restart { .. } if is_service => {
+                check_boot(target, identity, unit.boot())?;
+                self.bus.restart(&unit.id).await
+            }
+            Action::Pause => {
+                check_boot(target, identity, unit.boot())?;
+                self.bus.freeze(&unit.id).await
+            }
+            Action::Unpause => {
+                check_boot(target, identity, unit.boot())?;
+                self.bus.thaw(&unit.id).await
+            }
             Action::Define { .. } => Err(BackendError::Unsupported(format!("{target} has no definition"))),
-            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => Err(BackendError::Unsupported(
-                format!("{target} is no service: it is neither started nor stopped here"),
-            )),
+            Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill | Action::Restart { .. } => Err(
+                BackendError::Unsupported(format!("{target} is no service: it is neither started nor stopped here")),
+            ),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use agentd_core::error::Code;
-use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Barred, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::operation::Identity;
 use agentd_core::plan::{Action, Values};
 use agentd_core::units::{Cpus, Limit};
@@ -17,6 +17,8 @@ use super::view::{no_cpu_limit, page};
 use crate::backend::BackendError;
 use crate::backend::cgroup::{Host, Seen};
 
+/// Why one can't be paused.
+const NO_FREEZER: &str = "it has no freezer: that takes cgroup v2, or a cgroup of the same path below v1's freezer";
 /// The kernel's default period, in microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;
 /// The least quota that the kernel takes, in microseconds.
@@ -74,6 +76,8 @@ pub(super) fn observed(
         live: able(seen.memory.is_some(), "memory"),
         unlimit: Ability::Yes,
     };
+    let freezer = host.freezer_of(path);
+    let no_freezer = freezer.is_none();
     let within = |limited: fn(&Covered) -> bool| covered.values().any(limited);
     let mut notes = vec![format!("cgroup {path}")];
     notes.extend(
@@ -85,7 +89,16 @@ pub(super) fn observed(
         reference,
         id: path.to_owned(),
         boot,
-        state: if up { State::Running } else { State::Stopped },
+        state: match (up, freezer.and_then(|freezer| freezer.is_frozen())) {
+            (false, _) => State::Stopped,
+            (true, Some(true)) => State::Paused,
+            (true, _) => State::Running,
+        },
+        barred: Barred {
+            power: Some("it is a cgroup, and neither started nor stopped".into()),
+            restart: None,
+            pause: no_freezer.then(|| NO_FREEZER.into()),
+        },
         saved: Saved::Nowhere,
         demand: Demand { cpus: cpus.accepted, memory: memory.accepted },
         covered: Covered { cpus: within(|outer| outer.cpus), memory: within(|outer| outer.memory) },
@@ -114,13 +127,24 @@ pub(super) fn apply(
     let (values, native) = match action {
         Action::Set { values, .. } => (values, None),
         Action::Restore { values, native, .. } => (values, Some(native)),
-        Action::Define { .. } | Action::Start | Action::Boot { .. } | Action::Shutdown | Action::Kill => {
+        Action::Pause | Action::Unpause => {
+            check_number(host, target, path, identity)?;
+            let freezer =
+                host.freezer_of(path).ok_or_else(|| BackendError::Unsupported(format!("{target}: {NO_FREEZER}")))?;
+            return freezer
+                .freeze(*action == Action::Pause)
+                .map_err(|error| BackendError::Failed(format!("{target} can't be frozen or thawed: {error}")));
+        }
+        Action::Define { .. }
+        | Action::Start
+        | Action::Boot { .. }
+        | Action::Shutdown
+        | Action::Kill
+        | Action::Restart { .. } => {
             return Err(BackendError::Unsupported(format!("{target} is a cgroup: it is neither started nor stopped")));
         }
     };
-    if host.number_of(path).map(|number| format!("cgroup {number}")) != identity.boot {
-        return Err(BackendError::NotFound(format!("{target} was removed or made anew meanwhile")));
-    }
+    check_number(host, target, path, identity)?;
     let now = self::native(path, &host.look_at(path).unwrap_or_default());
     let want = match native {
         None => now.with(values),
@@ -129,6 +153,14 @@ pub(super) fn apply(
         })?,
     };
     write(path, values, &want).map_err(|why| BackendError::Failed(format!("{target} can't be changed: {why}")))
+}
+
+/// Nothing is done to one that was removed or made anew.
+fn check_number(host: &Host, target: &Ref, path: &str, identity: &Identity) -> Result<(), BackendError> {
+    if host.number_of(path).map(|number| format!("cgroup {number}")) == identity.boot {
+        return Ok(());
+    }
+    Err(BackendError::NotFound(format!("{target} was removed or made anew meanwhile")))
 }
 
 impl Native {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use agentd_core::instance::{Ability, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
+use agentd_core::instance::{Ability, Barred, Covered, Demand, Kind, Observed, Reading, Ref, Saved, State, Usage};
 use agentd_core::plan::{Values, same_cpu_time};
 use agentd_core::units::{ByteCount, Cpus, Limit};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ pub(super) struct Unit {
     pub(super) active: String,
     pub(super) sub: String,
     pub(super) freezer: String,
+    /// Whether systemd can freeze it (systemd 246 and cgroup v2).
+    pub(super) can_freeze: bool,
     pub(super) fragment: String,
     pub(super) drop_ins: Vec<String>,
     pub(super) transient: bool,
@@ -65,6 +67,7 @@ impl Unit {
             active: get(take("ActiveState")),
             sub: get(take("SubState")),
             freezer: get(take("FreezerState")),
+            can_freeze: get(take("CanFreeze")),
             fragment: get(take("FragmentPath")),
             drop_ins: get(take("DropInPaths")),
             transient: get(take("Transient")),
@@ -243,6 +246,7 @@ pub(super) fn observed(
         // What its next start has is what systemd has in memory; only the host's next boot goes by the files.
         demand: Demand { cpus: Some(cpus_now), memory: Some(memory_now) },
         covered: outer,
+        barred: barred(unit),
         cpus: reading_cpus,
         cpu_limit: no_cpu_limit(),
         memory: reading_memory,
@@ -266,6 +270,14 @@ pub(super) fn observed(
 
 pub(super) fn no_cpu_limit() -> Reading<Cpus> {
     Reading::absent(CPU_GRAIN, "only a VM has a cpu_limit beside its cpus; the CPU limit of a unit is its cpus")
+}
+
+fn barred(unit: &Unit) -> Barred {
+    let service = unit.section() == Some("Service");
+    let power = (!service).then(|| "it is no service, and neither started nor stopped here".to_owned());
+    let pause =
+        (!unit.can_freeze).then(|| "systemd can't freeze it: that takes cgroup v2 and a unit that runs".to_owned());
+    Barred { power, restart: None, pause }
 }
 
 fn unchangeable(unit: &Unit) -> Option<String> {

@@ -277,7 +277,7 @@ fn another_instance_of_the_same_name_is_left_alone() {
 fn what_refuses_a_resize_refuses_an_undo() {
     let (operation, now) = change(&vm(), "", json!({"cpus": 1, "memory": "512M"}));
     with(&now, "", |inputs| {
-        let holds = [Hold { hold: HoldKind::Suspended, reason: "r".into() }];
+        let holds = [Hold::new(HoldKind::Suspended, "r".into())];
         assert_eq!(undo(&Inputs { holds: &holds, ..*inputs }, &operation).unwrap_err().code, Code::Held);
     });
     let swarm = Observed { unchangeable: Some("swarm".into()), ..now.clone() };

@@ -1,0 +1,258 @@
+//! A container's log, as the engine keeps it: asked for over its socket and handed on as it comes. Knows the frames in which
+//! Docker tells stdout and stderr apart.
+//!
+//! Not by bollard's own call, which makes a value of each line and keeps as much of it as the engine has sent at once.
+
+use std::path::Path;
+use std::time::Duration;
+
+use agentd_core::api::{LOG_HEADER, LogStream};
+use agentd_core::instance::Ref;
+use bollard::models::ContainerInspectResponse;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use super::client::{READ, refused, root_cause};
+use super::view;
+use crate::backend::BackendError;
+use crate::backend::logs::{LogAsk, LogFrames, PIECE, Piece};
+
+/// The driver that keeps nothing.
+const NO_DRIVER: &str = "none";
+/// How much of the engine's words is kept.
+const WORDS: usize = 4096;
+
+/// The connection's task, which ends with who reads from it.
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A log that is being read.
+struct Reading {
+    body: Incoming,
+    /// `None` for a terminal's, which has no frames.
+    demux: Option<Demux>,
+    _connection: Connection,
+}
+
+/// The log of a container.
+pub(super) async fn read(
+    socket: &Path,
+    target: &Ref,
+    found: &ContainerInspectResponse,
+    ask: &LogAsk,
+) -> Result<LogFrames, BackendError> {
+    let driver = found.host_config.as_ref().and_then(|host| host.log_config.as_ref()?.typ.as_deref());
+    let driver = driver.unwrap_or_default();
+    let unkept = || {
+        let why = format!("{target} has the logging driver {driver:?}, which keeps nothing that could be read");
+        BackendError::Unsupported(why)
+    };
+    if driver == NO_DRIVER {
+        return Err(unkept());
+    }
+    let path = path(view::id(found), ask);
+    let gone =
+        |why: String| BackendError::Unavailable(format!("docker can't be reached at {}: {why}", socket.display()));
+    let asked = async {
+        let stream = UnixStream::connect(socket).await.map_err(|error| gone(error.to_string()))?;
+        let broke = |error: hyper::Error| gone(format!("the connection broke: {}", root_cause(&error)));
+        let mut http = http1::Builder::new();
+        let (mut sender, connection) = http.max_buf_size(PIECE).handshake(TokioIo::new(stream)).await.map_err(broke)?;
+        // How it ends shows in the body.
+        let connection = Connection(tokio::spawn(async move { drop(connection.await) }));
+        let request = Request::get(&path).header(header::HOST, "docker").body(Empty::<Bytes>::new());
+        let request = request.map_err(|error| BackendError::Failed(format!("{path} can't be asked for: {error}")))?;
+        Ok((sender.send_request(request).await.map_err(broke)?, connection))
+    };
+    let (reply, connection) = tokio::time::timeout(READ, asked).await.unwrap_or_else(|_| Err(late(READ)))?;
+    if !reply.status().is_success() {
+        let (status, words) = (reply.status().as_u16(), words(reply).await);
+        // The text of moby's `ErrReadLogsNotSupported`, logger/errors.go; the status differs by version.
+        let unread = words.contains("does not support reading");
+        return Err(if unread { unkept() } else { refused("logs", status, &words) });
+    }
+    let terminal = found.config.as_ref().and_then(|config| config.tty).unwrap_or_default();
+    let demux = (!terminal).then(Demux::default);
+    let reading = Reading { body: reply.into_body(), demux, _connection: connection };
+    Ok(stream::unfold(Some(reading), next).boxed())
+}
+
+/// `id` is a full id, so it is one segment of a path.
+fn path(id: &str, ask: &LogAsk) -> String {
+    let tail = ask.tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
+    let mut path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow={}&tail={tail}", u8::from(ask.follow));
+    if let Some(since) = ask.since_epoch() {
+        path += &format!("&since={}.{:09}", since.as_secs(), since.subsec_nanos());
+    }
+    path
+}
+
+fn late(deadline: Duration) -> BackendError {
+    BackendError::Timeout(format!("docker gave no answer to `logs` within {} s", deadline.as_secs()))
+}
+
+/// What the engine says in an error's body.
+async fn words(reply: Response<Incoming>) -> String {
+    let body = Limited::new(reply.into_body(), WORDS).collect();
+    let Ok(Ok(body)) = tokio::time::timeout(READ, body).await else { return "no reason was given".into() };
+    let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    let told: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+    told.and_then(|told| Some(told.get("message")?.as_str()?.to_owned())).unwrap_or(text)
+}
+
+/// The next piece, and what is left to read.
+async fn next(reading: Option<Reading>) -> Option<(Result<Bytes, BackendError>, Option<Reading>)> {
+    let mut reading = reading?;
+    let mut piece = Piece::default();
+    loop {
+        let failed = match reading.body.frame().await {
+            None => match reading.demux {
+                Some(demux) if !demux.is_between_frames() => {
+                    BackendError::Failed("docker ended the log in the middle of a frame".into())
+                }
+                _ => return None,
+            },
+            Some(Err(error)) => {
+                let why = format!("docker broke off while its log was read: {}", root_cause(&error));
+                BackendError::Unavailable(why)
+            }
+            Some(Ok(frame)) => {
+                let Ok(bytes) = frame.into_data() else { continue };
+                let taken = match &mut reading.demux {
+                    Some(demux) => demux.take(&bytes, &mut piece),
+                    None => {
+                        piece.push(LogStream::Stdout, &bytes);
+                        Ok(())
+                    }
+                };
+                match (taken, piece.take()) {
+                    (Ok(()), Some(piece)) => return Some((Ok(piece), Some(reading))),
+                    (Ok(()), None) => continue,
+                    (Err(why), _) => BackendError::Failed(why),
+                }
+            }
+        };
+        return Some((Err(failed), None));
+    }
+}
+
+/// Docker's frames, of which any part may come at a time (moby's pkg/stdcopy).
+#[derive(Debug, Default)]
+struct Demux {
+    /// What there is of a header.
+    header: Vec<u8>,
+    /// The stream of the frame, and how much of it is to come.
+    frame: Option<(LogStream, usize)>,
+    /// What the engine says in place of a log.
+    words: Vec<u8>,
+}
+
+impl Demux {
+    /// Takes what came, or tells why the log can't go on.
+    fn take(&mut self, mut bytes: &[u8], piece: &mut Piece) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let Some((stream, left)) = self.frame.take() else {
+                let (begin, rest) = bytes.split_at(bytes.len().min(LOG_HEADER - self.header.len()));
+                self.header.extend(begin);
+                bytes = rest;
+                if let Ok(header) = <[u8; LOG_HEADER]>::try_from(self.header.as_slice()) {
+                    self.header.clear();
+                    let (stream, length) = LogStream::read(header)
+                        .ok_or_else(|| format!("docker's log has no frame where one must begin: {header:?}"))?;
+                    self.frame = usize::try_from(length).ok().filter(|length| *length > 0).map(|left| (stream, left));
+                }
+                continue;
+            };
+            let (now, rest) = bytes.split_at(bytes.len().min(left));
+            bytes = rest;
+            let left = left - now.len();
+            match stream {
+                LogStream::Problem => {
+                    self.words.extend(now.iter().take(WORDS - self.words.len()));
+                    if left == 0 {
+                        let words = String::from_utf8_lossy(&self.words);
+                        return Err(format!("docker can't read on in its log: {}", words.trim()));
+                    }
+                }
+                stream => piece.push(stream, now),
+            }
+            self.frame = (left > 0).then_some((stream, left));
+        }
+        Ok(())
+    }
+
+    fn is_between_frames(&self) -> bool {
+        self.header.is_empty() && self.frame.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backend::logs::unframe;
+
+    fn frame(stream: LogStream, text: &[u8]) -> Vec<u8> {
+        [&stream.header(u32::try_from(text.len()).unwrap()), text].concat()
+    }
+
+    /// What one stream has said.
+    fn said(frames: &[(LogStream, Vec<u8>)], of: LogStream) -> Vec<u8> {
+        frames.iter().filter(|(stream, _)| *stream == of).flat_map(|(_, bytes)| bytes.clone()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_the_same_however_they_are_cut(
+            frames in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)), 0..20),
+            cuts in prop::collection::vec(1_usize..30, 1..50),
+        ) {
+            let frames: Vec<_> = frames.into_iter()
+                .map(|(error, bytes)| (if error { LogStream::Stderr } else { LogStream::Stdout }, bytes)).collect();
+            let wire: Vec<u8> = frames.iter().flat_map(|(stream, bytes)| frame(*stream, bytes)).collect();
+            let (mut demux, mut seen, mut rest, mut cuts) = (Demux::default(), Vec::new(), &wire[..], cuts.iter().cycle());
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                let mut piece = Piece::default();
+                demux.take(now, &mut piece).unwrap();
+                seen.extend(piece.take().map(|piece| unframe(&piece)).unwrap_or_default());
+                rest = later;
+            }
+            prop_assert!(demux.is_between_frames());
+            for stream in [LogStream::Stdout, LogStream::Stderr] {
+                prop_assert_eq!(said(&seen, stream), said(&frames, stream));
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_engine_says_in_place_of_a_log_is_an_error() {
+        let (mut demux, mut piece) = (Demux::default(), Piece::default());
+        let wire = [frame(LogStream::Stdout, b"a\n"), frame(LogStream::Problem, b"unexpected EOF\n")].concat();
+        let why = demux.take(&wire, &mut piece).unwrap_err();
+        assert_eq!(why, "docker can't read on in its log: unexpected EOF");
+        let why = Demux::default().take(b"no frames at all", &mut piece).unwrap_err();
+        assert!(why.contains("no frame where one must begin"), "{why}");
+    }
+
+    #[test]
+    fn what_is_asked_for_is_passed_on() {
+        let ask =
+            LogAsk { tail: Some(7), since: Some(std::time::UNIX_EPOCH + Duration::from_millis(1500)), follow: true };
+        assert_eq!(path("0a", &ask), "/containers/0a/logs?stdout=1&stderr=1&follow=1&tail=7&since=1.500000000");
+        assert_eq!(path("0a", &LogAsk::default()), "/containers/0a/logs?stdout=1&stderr=1&follow=0&tail=all");
+    }
+}
