@@ -41,6 +41,7 @@ fn command() -> Command {
     let mut command = Args::command();
     for (name, argument) in [
         ("show", "reference"),
+        ("usage", "reference"),
         ("resize", "reference"),
         ("undo", "what"),
         ("stop", "reference"),

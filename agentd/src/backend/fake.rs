@@ -300,6 +300,12 @@ impl Fake {
         }
     }
 
+    /// An instance is undefined behind the daemon's back.
+    pub fn remove(&self, name: &str) {
+        self.machines().remove(name);
+        let _ = self.announced.send(name.to_owned());
+    }
+
     /// The next look takes this long to come back with what it saw when it began.
     pub fn slow_next_look(&self, time: Duration) {
         *self.slow_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);

@@ -181,3 +181,22 @@ fn bytes(value: &ByteCount) -> f64 {
 fn truth(value: bool) -> f64 {
     if value { 1.0 } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::tests::{CONFIG, engine, peer};
+
+    #[tokio::test]
+    async fn instances_beyond_the_bound_are_counted_and_have_no_series() {
+        let machine = |n: usize| json!({"name": format!("vm-{n:04}"), "cpus": 1, "memory": "1GiB", "max_cpus": 1, "max_memory": "1GiB"});
+        let machines: Vec<_> = (0..MOST_INSTANCES + 3).map(machine).collect();
+        let (engine, _) = engine(json!({"instances": machines}), CONFIG);
+        let page = engine.metrics(&peer()).await;
+        assert!(page.contains("\nagentd_instances_left_out 3\n"), "{page}");
+        assert_eq!(page.matches("\nagentd_instance_cpus{").count(), MOST_INSTANCES);
+        assert!(page.contains("\nagentd_instances{kind=\"vm\"} 503\n"), "sums are over all of them");
+    }
+}

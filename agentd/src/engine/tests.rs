@@ -26,7 +26,7 @@ use crate::store::{Entry, Key, Location, Page, Store, Told};
 
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(16 * 1024) };
 
-fn engine(spec: serde_json::Value, config: &str) -> (Engine, Arc<Fake>) {
+pub(super) fn engine(spec: serde_json::Value, config: &str) -> (Engine, Arc<Fake>) {
     let spec: FakeSpec = serde_json::from_value(spec).unwrap();
     let fake = Arc::new(Fake::new(spec));
     let config = Config::parse("test", config).unwrap();
@@ -50,16 +50,16 @@ fn store_location() -> Location {
 }
 
 /// One VM `web`: 2 of 4 vCPUs, 1 of 4 GiB, 200 MiB in use, and these faults.
-fn web(faults: &serde_json::Value) -> serde_json::Value {
+pub(super) fn web(faults: &serde_json::Value) -> serde_json::Value {
     serde_json::json!({
         "instances": [{"name": "web", "cpus": 2, "memory": "1GiB", "max_cpus": 4, "max_memory": "4GiB", "used": "200MiB"}],
         "faults": faults,
     })
 }
 
-const CONFIG: &str = "[capacity]\nreserved_memory = 0\nvm_overhead = 0\n";
+pub(super) const CONFIG: &str = "[capacity]\nreserved_memory = 0\nvm_overhead = 0\n";
 
-fn peer() -> Peer {
+pub(super) fn peer() -> Peer {
     Peer {
         caller: Caller { uid: 0, gid: 0, groups: Vec::new() },
         who: Who { uid: 0, gid: 0, pid: 1, command: "test".into() },

@@ -225,22 +225,4 @@ fn memory_in_use(meminfo: &str) -> Option<ByteCount> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_is_busy_with_all_but_idling_and_waiting() {
-        let stat = "cpu  100 20 30 4000 500 6 7 8 90 9\ncpu0 1 2 3 4 5 6 7 8 9 0\n";
-        assert_eq!(busy_usec(stat), Some((100 + 20 + 30 + 6 + 7 + 8) * TICK_USEC));
-        for short in ["", "cpu 1 2\n", "cpu a b c d e f g h\n"] {
-            assert_eq!(busy_usec(short), None, "{short:?}");
-        }
-    }
-
-    #[test]
-    fn memory_that_can_be_had_is_not_in_use() {
-        let text = "MemTotal:  4096 kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\nHugePages_Total: 0\n";
-        assert_eq!(memory_in_use(text), Some(ByteCount::mib(3)));
-        assert_eq!(memory_in_use("MemTotal: 4096 kB\n"), None);
-    }
-}
+mod tests;
