@@ -43,10 +43,12 @@ fn suspend(agentd: &Agentd, reference: &str) -> Result<()> {
 }
 
 /// What is sent for a verb: something that it changes, hard where it may be.
-fn body(verb: Verb, force: bool) -> Value {
+fn body(reference: &str, verb: Verb, force: bool) -> Value {
     match verb {
         Verb::Suspend => json!({"reason": "the table"}),
         Verb::Stop | Verb::Restart => json!({"force": force, "timeout": "20s"}),
+        // That a VM that is paused takes, too; its guest can't obey.
+        Verb::Resize | Verb::Undo if reference.starts_with("vm/") => json!({"cpu_limit": 2}),
         Verb::Resize | Verb::Undo => json!({"memory": "+16MiB"}),
         Verb::Start | Verb::Resume | Verb::Prepare => json!({}),
     }
@@ -56,7 +58,7 @@ fn body(verb: Verb, force: bool) -> Value {
 fn goes_by_the_table(agentd: &Agentd, reference: &str, state: State, verb: Verb) -> Result<()> {
     let case = format!("{verb} of a {state} {reference}");
     let dry = |force| -> Result<Response> {
-        let mut body = body(verb, force);
+        let mut body = body(reference, verb, force);
         body["dry_run"] = json!(true);
         ask(agentd, reference, &verb.to_string(), &body)
     };
@@ -64,11 +66,7 @@ fn goes_by_the_table(agentd: &Agentd, reference: &str, state: State, verb: Verb)
     let goes = |reply: &Response| reply.status == 200 && reply.json()["outcome"] == "planned";
     let refused = |reply: &Response| (reply.status, &reply.json()["code"]) == (409, &json!("invalid-state"));
     let fits = match verdict(state, verb) {
-        // A VM that is paused can't obey, whose memory a resize asks for; what has no definition takes no prepare; and there may be
-        // room enough for one that has.
-        Verdict::Goes if verb == Verb::Resize && state == State::Paused && reference.starts_with("vm/") => {
-            refused(&soft)
-        }
+        // What has no definition takes none; and there may be room enough in one that has.
         Verdict::Goes if verb == Verb::Prepare && !reference.starts_with("vm/") => soft.status == 422,
         Verdict::Goes if verb == Verb::Prepare => soft.status == 200 || soft.status == 422,
         Verdict::Goes => goes(&soft),
