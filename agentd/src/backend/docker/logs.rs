@@ -10,9 +10,9 @@ use agentd_core::api::{LOG_HEADER, LogStream};
 use agentd_core::instance::Ref;
 use bollard::models::ContainerInspectResponse;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
@@ -38,11 +38,19 @@ impl Drop for Connection {
     }
 }
 
+/// How a log ends.
+enum End {
+    Whole,
+    Broken(BackendError),
+}
+
 /// A log that is being read.
 struct Reading {
     body: Incoming,
     /// `None` for a terminal's, which has no frames.
     demux: Option<Demux>,
+    /// How it ended, where that is yet to be told.
+    ended: Option<End>,
     _connection: Connection,
 }
 
@@ -85,7 +93,7 @@ pub(super) async fn read(
     }
     let terminal = found.config.as_ref().and_then(|config| config.tty).unwrap_or_default();
     let demux = (!terminal).then(Demux::default);
-    let reading = Reading { body: reply.into_body(), demux, _connection: connection };
+    let reading = Reading { body: reply.into_body(), demux, ended: None, _connection: connection };
     Ok(stream::unfold(Some(reading), next).boxed())
 }
 
@@ -112,39 +120,48 @@ async fn words(reply: Response<Incoming>) -> String {
     told.and_then(|told| Some(told.get("message")?.as_str()?.to_owned())).unwrap_or(text)
 }
 
-/// The next piece, and what is left to read.
+/// The next piece, and what is left to read. Docker sends each line by itself: what has come by now goes on as one.
 async fn next(reading: Option<Reading>) -> Option<(Result<Bytes, BackendError>, Option<Reading>)> {
     let mut reading = reading?;
     let mut piece = Piece::default();
-    loop {
-        let failed = match reading.body.frame().await {
-            None => match reading.demux {
-                Some(demux) if !demux.is_between_frames() => {
-                    BackendError::Failed("docker ended the log in the middle of a frame".into())
-                }
-                _ => return None,
-            },
-            Some(Err(error)) => {
-                let why = format!("docker broke off while its log was read: {}", root_cause(&error));
-                BackendError::Unavailable(why)
-            }
-            Some(Ok(frame)) => {
-                let Ok(bytes) = frame.into_data() else { continue };
-                let taken = match &mut reading.demux {
-                    Some(demux) => demux.take(&bytes, &mut piece),
-                    None => {
-                        piece.push(LogStream::Stdout, &bytes);
-                        Ok(())
-                    }
-                };
-                match (taken, piece.take()) {
-                    (Ok(()), Some(piece)) => return Some((Ok(piece), Some(reading))),
-                    (Ok(()), None) => continue,
-                    (Err(why), _) => BackendError::Failed(why),
-                }
+    while reading.ended.is_none() && piece.len() < PIECE {
+        let come = if piece.is_empty() {
+            reading.body.frame().await
+        } else {
+            match reading.body.frame().now_or_never() {
+                Some(come) => come,
+                None => break,
             }
         };
-        return Some((Err(failed), None));
+        reading.ended = reading.take(come, &mut piece).err();
+    }
+    match (piece.take(), reading.ended.take()) {
+        (Some(piece), ended) => Some((Ok(piece), Some(Reading { ended, ..reading }))),
+        (None, Some(End::Broken(error))) => Some((Err(error), None)),
+        (None, _) => None,
+    }
+}
+
+impl Reading {
+    /// Takes what came of the body.
+    fn take(&mut self, come: Option<Result<Frame<Bytes>, hyper::Error>>, piece: &mut Piece) -> Result<(), End> {
+        let failed = |why: String| End::Broken(BackendError::Failed(why));
+        let bytes = match come {
+            None if self.demux.as_ref().is_none_or(Demux::is_between_frames) => return Err(End::Whole),
+            None => return Err(failed("docker ended the log in the middle of a frame".into())),
+            Some(Err(error)) => {
+                let why = format!("docker broke off while its log was read: {}", root_cause(&error));
+                return Err(End::Broken(BackendError::Unavailable(why)));
+            }
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+        };
+        match &mut self.demux {
+            Some(demux) => demux.take(&bytes, piece).map_err(failed),
+            None => {
+                piece.push(LogStream::Stdout, &bytes);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -65,6 +65,14 @@ impl Piece {
         self.last = Some((begin, stream));
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// What there is of it, where there is anything.
     pub(super) fn take(&mut self) -> Option<Bytes> {
         self.last = None;
