@@ -304,7 +304,8 @@ fn since_drivers_and_rights_are_heeded() -> Result<()> {
     };
     assert_eq!(as_nobody("mine")?, "200");
     assert_eq!(as_nobody("two")?, "403", "seen, and not to be read");
-    agentd.write_config(&(config(&docker) + &rules.replace("\"read\"]\nmatch = \"*\"", "\"logs\"]\nmatch = \"vm/*\"")))?;
+    agentd
+        .write_config(&(config(&docker) + &rules.replace("\"read\"]\nmatch = \"*\"", "\"logs\"]\nmatch = \"vm/*\"")))?;
     agentd.signal(Signal::SIGHUP)?;
     wait_until("not-found", LIMIT, || Ok((as_nobody("two")? == "404").then_some(())))
 }

@@ -3,7 +3,7 @@
 //!
 //! Not by bollard's own call, which makes a value of each line and keeps as much of it as the engine has sent at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agentd_core::api::{LOG_HEADER, LogStream};
@@ -49,6 +49,9 @@ struct Reading {
     body: Incoming,
     /// `None` for a terminal's, which has no frames.
     demux: Option<Demux>,
+    passed: Passed,
+    /// Where to ask for all of it once more, when one that was followed has ended.
+    again: Option<(PathBuf, String)>,
     /// How it ended, where that is yet to be told.
     ended: Option<End>,
     _connection: Connection,
@@ -70,7 +73,27 @@ pub(super) async fn read(
     if driver == NO_DRIVER {
         return Err(unkept());
     }
-    let path = path(view::id(found), ask);
+    let id = view::id(found);
+    let (body, connection) = open(socket, &path(id, ask)).await.map_err(|error| match error {
+        // The text of moby's `ErrReadLogsNotSupported`, logger/errors.go; the status differs by version.
+        BackendError::Failed(why) if why.contains("does not support reading") => unkept(),
+        error => error,
+    })?;
+    let terminal = found.config.as_ref().and_then(|config| config.tty).unwrap_or_default();
+    let again = LogAsk { follow: false, ..*ask };
+    let reading = Reading {
+        body,
+        demux: (!terminal).then(Demux::default),
+        passed: Passed::default(),
+        again: (ask.follow && ask.tail.is_none()).then(|| (socket.to_owned(), path(id, &again))),
+        ended: None,
+        _connection: connection,
+    };
+    Ok(stream::unfold(Some(reading), next).boxed())
+}
+
+/// Asks the engine for a log.
+async fn open(socket: &Path, path: &str) -> Result<(Incoming, Connection), BackendError> {
     let gone =
         |why: String| BackendError::Unavailable(format!("docker can't be reached at {}: {why}", socket.display()));
     let asked = async {
@@ -80,21 +103,16 @@ pub(super) async fn read(
         let (mut sender, connection) = http.max_buf_size(PIECE).handshake(TokioIo::new(stream)).await.map_err(broke)?;
         // How it ends shows in the body.
         let connection = Connection(tokio::spawn(async move { drop(connection.await) }));
-        let request = Request::get(&path).header(header::HOST, "docker").body(Empty::<Bytes>::new());
+        let request = Request::get(path).header(header::HOST, "docker").body(Empty::<Bytes>::new());
         let request = request.map_err(|error| BackendError::Failed(format!("{path} can't be asked for: {error}")))?;
         Ok((sender.send_request(request).await.map_err(broke)?, connection))
     };
     let (reply, connection) = tokio::time::timeout(READ, asked).await.unwrap_or_else(|_| Err(late(READ)))?;
     if !reply.status().is_success() {
-        let (status, words) = (reply.status().as_u16(), words(reply).await);
-        // The text of moby's `ErrReadLogsNotSupported`, logger/errors.go; the status differs by version.
-        let unread = words.contains("does not support reading");
-        return Err(if unread { unkept() } else { refused("logs", status, &words) });
+        let status = reply.status().as_u16();
+        return Err(refused("logs", status, &words(reply).await));
     }
-    let terminal = found.config.as_ref().and_then(|config| config.tty).unwrap_or_default();
-    let demux = (!terminal).then(Demux::default);
-    let reading = Reading { body: reply.into_body(), demux, ended: None, _connection: connection };
-    Ok(stream::unfold(Some(reading), next).boxed())
+    Ok((reply.into_body(), connection))
 }
 
 /// `id` is a full id, so it is one segment of a path.
@@ -133,7 +151,11 @@ async fn next(reading: Option<Reading>) -> Option<(Result<Bytes, BackendError>, 
                 None => break,
             }
         };
-        reading.ended = reading.take(come, &mut piece).err();
+        reading.ended = match reading.take(come, &mut piece) {
+            Ok(()) => None,
+            Err(End::Whole) => reading.read_again().await,
+            Err(broken) => Some(broken),
+        };
     }
     match (piece.take(), reading.ended.take()) {
         (Some(piece), ended) => Some((Ok(piece), Some(Reading { ended, ..reading }))),
@@ -143,6 +165,23 @@ async fn next(reading: Option<Reading>) -> Option<(Result<Bytes, BackendError>, 
 }
 
 impl Reading {
+    /// Asks for what Docker left out of a log that was followed to its end: 20.10 ends it with its container also for a reader
+    /// that was behind (seen with 20.10.24 when it was some MiB behind; moby rewrote this in 23.0). Read anew, what has been
+    /// passed on is skipped, by its length. With a tail nobody knows where that began, so there Docker's word stands.
+    async fn read_again(&mut self) -> Option<End> {
+        let Some((socket, path)) = self.again.take() else { return Some(End::Whole) };
+        match open(&socket, &path).await {
+            Ok((body, connection)) => {
+                (self.body, self._connection) = (body, connection);
+                self.passed.begin_anew();
+                None
+            }
+            // Removed as soon as it had ended (`docker run --rm`).
+            Err(BackendError::NotFound(_) | BackendError::InvalidState(_)) => Some(End::Whole),
+            Err(error) => Some(End::Broken(error)),
+        }
+    }
+
     /// Takes what came of the body.
     fn take(&mut self, come: Option<Result<Frame<Bytes>, hyper::Error>>, piece: &mut Piece) -> Result<(), End> {
         let failed = |why: String| End::Broken(BackendError::Failed(why));
@@ -155,13 +194,39 @@ impl Reading {
             }
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
         };
+        let passed = &mut self.passed;
+        let mut push = |stream, bytes: &[u8]| piece.push(stream, passed.rest(stream, bytes));
         match &mut self.demux {
-            Some(demux) => demux.take(&bytes, piece).map_err(failed),
+            Some(demux) => demux.take(&bytes, &mut push).map_err(failed),
             None => {
-                piece.push(LogStream::Stdout, &bytes);
+                push(LogStream::Stdout, &bytes);
                 Ok(())
             }
         }
+    }
+}
+
+/// How much of stdout and of stderr has been passed on, and how much is not to be once more.
+#[derive(Debug, Default)]
+struct Passed {
+    on: [usize; 2],
+    skip: [usize; 2],
+}
+
+impl Passed {
+    /// What of this is new.
+    fn rest<'a>(&mut self, stream: LogStream, bytes: &'a [u8]) -> &'a [u8] {
+        let [out, err] = [0, 1];
+        let of = if stream == LogStream::Stderr { err } else { out };
+        let (Some(on), Some(skip)) = (self.on.get_mut(of), self.skip.get_mut(of)) else { return bytes };
+        let (_, rest) = bytes.split_at(bytes.len().min(*skip));
+        *skip -= bytes.len() - rest.len();
+        *on += rest.len();
+        rest
+    }
+
+    fn begin_anew(&mut self) {
+        self.skip = self.on;
     }
 }
 
@@ -178,7 +243,7 @@ struct Demux {
 
 impl Demux {
     /// Takes what came, or tells why the log can't go on.
-    fn take(&mut self, mut bytes: &[u8], piece: &mut Piece) -> Result<(), String> {
+    fn take(&mut self, mut bytes: &[u8], push: &mut impl FnMut(LogStream, &[u8])) -> Result<(), String> {
         while !bytes.is_empty() {
             let Some((stream, left)) = self.frame.take() else {
                 let (begin, rest) = bytes.split_at(bytes.len().min(LOG_HEADER - self.header.len()));
@@ -203,7 +268,7 @@ impl Demux {
                         return Err(format!("docker can't read on in its log: {}", words.trim()));
                     }
                 }
-                stream => piece.push(stream, now),
+                stream => push(stream, now),
             }
             self.frame = (left > 0).then_some((stream, left));
         }
@@ -244,7 +309,7 @@ mod tests {
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
                 let mut piece = Piece::default();
-                demux.take(now, &mut piece).unwrap();
+                demux.take(now, &mut |stream, bytes| piece.push(stream, bytes)).unwrap();
                 seen.extend(piece.take().map(|piece| unframe(&piece)).unwrap_or_default());
                 rest = later;
             }
@@ -257,12 +322,24 @@ mod tests {
 
     #[test]
     fn what_the_engine_says_in_place_of_a_log_is_an_error() {
-        let (mut demux, mut piece) = (Demux::default(), Piece::default());
+        let mut demux = Demux::default();
         let wire = [frame(LogStream::Stdout, b"a\n"), frame(LogStream::Problem, b"unexpected EOF\n")].concat();
-        let why = demux.take(&wire, &mut piece).unwrap_err();
+        let why = demux.take(&wire, &mut |_, _| {}).unwrap_err();
         assert_eq!(why, "docker can't read on in its log: unexpected EOF");
-        let why = Demux::default().take(b"no frames at all", &mut piece).unwrap_err();
+        let why = Demux::default().take(b"no frames at all", &mut |_, _| {}).unwrap_err();
         assert!(why.contains("no frame where one must begin"), "{why}");
+    }
+
+    #[test]
+    fn what_has_been_passed_on_is_not_passed_on_again() {
+        let mut passed = Passed::default();
+        assert_eq!(passed.rest(LogStream::Stdout, b"abc"), b"abc");
+        assert_eq!(passed.rest(LogStream::Stderr, b"x"), b"x");
+        passed.begin_anew();
+        assert_eq!(passed.rest(LogStream::Stdout, b"ab"), b"");
+        assert_eq!(passed.rest(LogStream::Stderr, b"xy"), b"y");
+        assert_eq!(passed.rest(LogStream::Stdout, b"cd"), b"d");
+        assert_eq!(passed.rest(LogStream::Stdout, b"e"), b"e");
     }
 
     #[test]
