@@ -330,6 +330,27 @@ fn units(host: &Host) -> Result<()> {
         .map(drop)
 }
 
+/// The journal, and what else the hardened agentd may read.
+fn logs(host: &Host) -> Result<()> {
+    let service = "[Service]\nExecStart=/bin/sh -c 'echo one; echo two >&2; while sleep 1; do echo tick; done'\n";
+    host.ssh("root", &format!("cat >/etc/systemd/system/batch-log.service <<'END'\n{service}END"))?;
+    host.ssh("root", "systemctl daemon-reload; systemctl start batch-log")?;
+    let all = "ctl logs batch-log.service --since 1h";
+    wait_until("the first lines", LIMIT, || Ok(host.ssh("root", all)?.contains("one\ntwo\ntick").then_some(())))?;
+    assert_eq!(host.ssh("root", "ctl logs unit/batch-log.service --tail 1")?, "tick");
+    // Whoever follows gets what comes, and leaves no journalctl behind.
+    let follow = "timeout 60 ctl logs batch-log.service -f --tail 0 | head -n 2";
+    assert_eq!(host.ssh("root", follow)?, "tick\ntick");
+    wait_until("journalctl's end", LIMIT, || Ok((exit(host, "root", "pgrep -x journalctl")? == 1).then_some(())))?;
+    host.ssh("root", "systemctl stop batch-log")?;
+    for (of, code) in [("unit/raw", 9), ("unit/lab.slice", 9), ("container/db", 0), ("vm/web", 0)] {
+        assert_eq!(exit(host, "root", &format!("ctl logs {of} --tail 1"))?, code, "{of}");
+    }
+    ensure!(host.ssh("root", "ctl logs vm/web")?.contains("STAT"), "the guest's console");
+    assert_eq!(exit(host, "member", "ctl logs batch-log.service")?, 5, "its rule has no such right");
+    Ok(())
+}
+
 /// What [`units`] has left behind.
 fn rebooted(host: &Host) -> Result<()> {
     let cgroup = |name: &str| host.ssh("root", &format!("cat /sys/fs/cgroup/system.slice/{name}.service/cpu.max"));
@@ -667,6 +688,7 @@ mod on_a_host {
         the_whole_job(&host).context("the whole job of the hardened unit")?;
         the_config_lives(&host).context("the config's life")?;
         units(&host).context("units of systemd")?;
+        logs(&host).context("logs")?;
         what_a_shell_finds(&host).context("manual pages and completions")?;
         from_another_machine(&host).context("ctl --host")?;
         upgraded_in_a_change(&host).context("upgraded in a change")?;
