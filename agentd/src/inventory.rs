@@ -239,6 +239,9 @@ impl Book {
         let holds = old.map(|old| old.holds.clone()).unwrap_or_default();
         let loans = old.map(|old| old.loans.clone()).unwrap_or_default();
         let mut pending = old.map(|old| old.pending.clone()).unwrap_or_default();
+        if let Some(ended) = ended.filter(|ended| !matches!(ended.outcome, Outcome::RolledBack | Outcome::Unchanged)) {
+            pending.retain(|pending| !pending.is_superseded_by(ended));
+        }
         let mut doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
         let settling = old.is_some_and(|old| settles(old, &observed));
         let changed = old.is_none_or(|old| fingerprint(&old.observed) != fingerprint(&observed));
@@ -259,8 +262,8 @@ impl Book {
             doubtful.remove(place);
         }
         moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
-        // It was suspended, and somebody else has woken it.
-        let woken = old.map(Known::last_readable).filter(|old| {
+        // It was suspended, and somebody else has woken it: not a resume of ours whose end nobody has seen yet.
+        let woken = old.filter(|old| !old.is_recovering()).map(Known::last_readable).filter(|old| {
             old.state == State::Paused
                 && matches!(observed.state, State::Running | State::Starting)
                 && holds.iter().any(|hold| hold.hold == HoldKind::Suspended)
@@ -380,9 +383,6 @@ impl Book {
         let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(operation)));
         let Some(known) = self.known.get_mut(&instance) else { return drift };
         known.busy = false;
-        if !matches!(operation.outcome, Outcome::RolledBack | Outcome::Unchanged) {
-            known.pending.retain(|pending| !pending.is_superseded_by(operation));
-        }
         known.pending.extend(operation.pending());
         if lend(&mut known.loans, operation) || operation.outcome == Outcome::Pending {
             self.unrecorded.insert(instance.clone());

@@ -23,9 +23,9 @@ use crate::store::{Page, Store, StoreError};
 /// How many entries are read of the record at once.
 const PAGE: usize = 500;
 /// How many may wait for one reader.
-const QUEUE: usize = 1000;
+const QUEUE: usize = 256;
 /// How long the queue of a reader may be full.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a record that can't be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// The most that can be asked for of what was before.

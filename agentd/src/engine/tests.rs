@@ -1,6 +1,8 @@
 //! Changes on the fake engine, through the engine's front door: what succeeds, what is refused, and what is left after each
 //! fault at each step.
 
+mod lifecycle;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
