@@ -42,16 +42,16 @@ check: ## Formatting, lints, unit tests: before every commit
 # The end-to-end tests run the binaries, which `cargo test` does not build for another crate. The whole workspace, so that
 # both commands see the same features and nothing is built twice. One test at a time: guests and engines that share a small
 # machine slow each other down, and what they get is what some tests measure.
-test: deb rpm ## Everything: on real engines, and the packages on a whole host
+test: check deb rpm ## Everything: `check`, on real engines, and the packages on a whole host
 	packaging/setup.sh test host
 	cargo build --workspace --features agentd/fake
-	cargo test --workspace --features agentd/fake -- --test-threads=1
+	cargo test --workspace --features agentd/fake --test '*' -- --test-threads=1
 	packaging/lint.sh $(TARGET)/packages/*
 
-test-fast: ## The same without the packages and the whole host
+test-fast: check ## The same without the packages and the whole host
 	packaging/setup.sh test
 	cargo build --workspace --features agentd/fake
-	cargo test --workspace --features agentd/fake -- --test-threads=1 --skip on_a_host::
+	cargo test --workspace --features agentd/fake --test '*' -- --test-threads=1 --skip on_a_host::
 	@echo "left out: the packages on a whole host (systemd, cgroup v2, users, reboot, upgrade, removal); make test has them"
 
 # The simulation frees and takes much memory at once; left to itself the allocator gives it back to the kernel each time.
