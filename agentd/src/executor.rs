@@ -18,8 +18,8 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{Observed, Reading, Ref, Usage};
 use agentd_core::operation::{Course, Identity, Operation, Outcome, StepRecord, StepState, same_boot};
 use agentd_core::plan::{
-    Action, Aim, Reached, Scope, Settle, UndoClass, Verb, may_be_ours, may_stand_unseen, obeyed, overwritten, reached,
-    unchanged_since,
+    Action, Aim, Reached, Scope, Settle, Targets, UndoClass, Verb, may_be_ours, may_stand_unseen, obeyed, overwritten,
+    reached, unchanged_since,
 };
 use tokio::time::{Instant, sleep};
 
@@ -260,6 +260,10 @@ impl<'a> Executor<'a> {
                 (self.operation.problem, self.operation.outcome) = (None, Outcome::Pending);
                 Ended::default()
             }
+            (Verb::Restart, Some(false)) => {
+                let problem = self.cut_off();
+                self.partial(&problem, "it is down")
+            }
             (Verb::Restart | Verb::Suspend | Verb::Resume, Some(_)) if self.is_done() => {
                 self.operation.problem = None;
                 self.operation.succeed();
@@ -269,6 +273,11 @@ impl<'a> Executor<'a> {
                 let problem = Problem::new(Code::InvalidState, format!("{reference} is gone"));
                 self.operation.fail(Outcome::Abandoned, &problem);
                 Ended { problem: Some(problem), hold: None }
+            }
+            // What has a way back may have been on it.
+            (Verb::Suspend | Verb::Resume, _) => {
+                let problem = self.cut_off();
+                self.unwind(problem, None, false).await
             }
             _ => {
                 let problem = self.cut_off();
@@ -420,6 +429,11 @@ impl<'a> Executor<'a> {
                 },
                 Settle::Within(time) if hard_stop_follows => {
                     StepEnd::Overtaken(format!("{seen} after {:.1} s", time.as_secs_f32()))
+                }
+                // systemd took the restart, and what it started is not there.
+                Settle::Within(_) if matches!(action, Action::Restart { .. }) && !observed.state.is_up() => {
+                    let detail = format!("{} took the restart, but {seen}", self.backend.name());
+                    StepEnd::Failed { problem: Problem::new(Code::BackendFailed, detail), untouched: false }
                 }
                 // An engine that says that it has started what then isn't there.
                 Settle::Within(_) if action.starts() && !observed.state.is_up() => StepEnd::Failed {
@@ -618,9 +632,13 @@ impl<'a> Executor<'a> {
             return Err(Stuck::Gone);
         }
         let Some(undo) = step.undo.clone() else {
-            // A step that failed and shows no effect needs no way back; nor does a start of what runs as it did before.
+            // A step that failed and shows no effect needs no way back; nor does a start of what runs as it did before, which is
+            // all that a restart without new values can come to.
+            let same = matches!(step.action, Action::Boot { .. }) && self.operation.targets == Targets::default();
+            let shows_nothing = !matches!(reached(&step.action, &observed), Reached::Yes);
+            let went_down = matches!(step.action, Action::Restart { .. }) && !observed.state.is_up();
             let nothing =
-                (is_failed || step.action.starts()) && !matches!(reached(&step.action, &observed), Reached::Yes);
+                !went_down && ((is_failed && shows_nothing) || (step.action.starts() && (same || shows_nothing)));
             return if nothing { Ok(()) } else { Err(Stuck::Left(format!("{what} can't be taken back"))) };
         };
         if undo.starts() && !self.runs_as_before(&observed) {

@@ -15,8 +15,8 @@ use agentd_core::config::Config;
 use agentd_core::drift::{drift, drift_after, is_of};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
-use agentd_core::operation::{Operation, Outcome, Pending, same_boot};
-use agentd_core::plan::{HostCapacity, Mark, Targets, caps, charge_of};
+use agentd_core::operation::{Operation, Outcome, Pending, REPAIR, same_boot};
+use agentd_core::plan::{HostCapacity, Mark, Targets, Verb, caps, charge_of};
 
 use agentd_core::units::{ByteCount, Limit};
 
@@ -154,6 +154,8 @@ impl Book {
         let Remembered { stamp, observed, version, holds, loans, pending, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let instance = observed.instance_id();
+        // What is new since then has come while nobody looked.
+        self.listed.insert(instance.kind);
         if let Some(known) = self.known.get_mut(&instance) {
             (known.holds, known.loans, known.pending) = (holds, loans, pending);
             return;
@@ -236,10 +238,10 @@ impl Book {
             return None;
         }
         let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
-        let holds = old.map(|old| old.holds.clone()).unwrap_or_default();
+        let mut holds = old.map(|old| old.holds.clone()).unwrap_or_default();
         let loans = old.map(|old| old.loans.clone()).unwrap_or_default();
         let mut pending = old.map(|old| old.pending.clone()).unwrap_or_default();
-        if let Some(ended) = ended.filter(|ended| !matches!(ended.outcome, Outcome::RolledBack | Outcome::Unchanged)) {
+        if let Some(ended) = ended {
             pending.retain(|pending| !pending.is_superseded_by(ended));
         }
         let mut doubtful = old.map(|old| old.doubtful.clone()).unwrap_or_default();
@@ -262,21 +264,21 @@ impl Book {
             doubtful.remove(place);
         }
         moves.retain(|moved| !own.into_iter().chain(&doubtful).any(|targets| is_of(targets, moved)));
-        // It was suspended, and somebody else has woken it: not a resume of ours whose end nobody has seen yet.
-        let woken = old.filter(|old| !old.is_recovering()).map(Known::last_readable).filter(|old| {
-            old.state == State::Paused
-                && matches!(observed.state, State::Running | State::Starting)
-                && holds.iter().any(|hold| hold.hold == HoldKind::Suspended)
-                && ended.is_none_or(|ended| ended.mark.is_none())
-        });
-        moves.extend(woken.map(|old| Move::State { before: Some(old.state), after: Some(observed.state) }));
+        let by_us = ended.is_some_and(|ended| ended.mark.is_some()) || old.is_some_and(Known::is_recovering);
+        let woken = !by_us && wake(&mut holds, &pending, &observed);
+        if woken {
+            moves.push(Move::State { before: Some(State::Paused), after: Some(observed.state) });
+        }
         let readable = old
             .filter(|old| observed.state == State::Unknown && old.last_readable().state != State::Unknown)
             .map(|old| Box::new(old.last_readable().clone()));
         let before = old.map(|old| &old.observed.reference).filter(|before| **before != observed.reference).cloned();
         let settled = settle(&mut pending, &observed);
+        if settled.iter().any(|done| done.verb == Verb::Resume) {
+            holds.retain(|hold| hold.hold != HoldKind::Suspended);
+        }
         let remembered = before.is_none()
-            && old.is_some_and(|old| old.pending == pending)
+            && old.is_some_and(|old| old.pending == pending && old.holds == holds)
             && old.is_some_and(|old| !changed && !unseen && old.observed.native == observed.native);
         let version = match old {
             Some(old) if !changed => old.version.clone(),
@@ -383,6 +385,7 @@ impl Book {
         let drift = observed.and_then(|(observed, begun)| self.take(observed, begun, config, Some(operation)));
         let Some(known) = self.known.get_mut(&instance) else { return drift };
         known.busy = false;
+        known.pending.retain(|pending| !pending.is_superseded_by(operation));
         known.pending.extend(operation.pending());
         if lend(&mut known.loans, operation) || operation.outcome == Outcome::Pending {
             self.unrecorded.insert(instance.clone());
@@ -399,7 +402,12 @@ impl Book {
         match operation.marks().cloned() {
             Some(Mark::Hold { reason, before }) => {
                 let (who, since_ms, before) = (Some(operation.who.clone()), Some(operation.started_ms), Some(before));
-                let hold = Hold { who, since_ms, before, ..Hold::new(HoldKind::Suspended, reason) };
+                let first = known.holds.iter().find(|hold| hold.hold == HoldKind::Suspended);
+                let hold = match first.filter(|_| operation.who.command == REPAIR) {
+                    // What agentd puts back is still whose it was.
+                    Some(first) => Hold { woken: false, ..first.clone() },
+                    None => Hold { who, since_ms, before, ..Hold::new(HoldKind::Suspended, reason) },
+                };
                 self.put(&operation.instance_id(), hold);
             }
             Some(Mark::Lift) => drop(self.lift(&operation.instance_id(), HoldKind::Suspended)),
@@ -535,6 +543,17 @@ fn told(drift: &Drift, config: &Config) -> Entry {
         ..HistoryEntry::new(Happening::Drift, &observed.reference, Some(observed.id.clone()))
     };
     Entry::History(Box::new(Told { entry, at_ms: now_ms(), mark: format!("drift/{version}") }))
+}
+
+/// Whether a suspended instance is seen to run though nobody asked agentd for that, for the first time since it was suspended: it
+/// was woken, or brought down and up again.
+fn wake(holds: &mut [Hold], pending: &[Pending], observed: &Observed) -> bool {
+    let Some(hold) = holds.iter_mut().find(|hold| hold.hold == HoldKind::Suspended) else { return false };
+    let runs = matches!(observed.state, State::Running | State::Starting);
+    let on_its_way = pending.iter().any(|pending| matches!(pending.verb, Verb::Suspend | Verb::Resume));
+    let woken = runs && !on_its_way && !hold.woken;
+    hold.woken = runs && (hold.woken || woken);
+    woken
 }
 
 /// What of what was left pending has come about, taken out of it with what never will.

@@ -80,12 +80,15 @@ pub struct Hold {
     /// Of a suspension: the state that a resume puts back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<State>,
+    /// Of a suspension: whether somebody has woken the instance since, past agentd.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub woken: bool,
 }
 
 impl Hold {
     /// One that nobody put by name.
     pub fn new(hold: HoldKind, reason: String) -> Self {
-        Hold { hold, reason, who: None, since_ms: None, before: None }
+        Hold { hold, reason, who: None, since_ms: None, before: None, woken: false }
     }
 }
 

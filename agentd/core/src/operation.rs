@@ -226,17 +226,27 @@ pub struct Pending {
 impl Pending {
     /// Whether it has come about; `None` where it never will, because that run is over.
     pub fn has_settled(&self, observed: &Observed) -> Option<bool> {
-        let about_this_run = self.awaits.iter().any(Action::is_live);
-        if about_this_run && !same_boot(self.boot.as_deref(), observed.boot.as_deref()) {
+        let begins = |action: &Action| action.starts() || matches!(action, Action::Restart { .. });
+        let about_this_run = !self.awaits.iter().any(begins);
+        let same_run = same_boot(self.boot.as_deref(), observed.boot.as_deref());
+        // That it is down is what a stop waits for.
+        let over = observed.state.is_up() || self.awaits.iter().any(Action::is_live);
+        if about_this_run && !same_run && over {
             return None;
         }
         Some(self.awaits.iter().all(|action| obeyed(action, observed) == Reached::Yes))
     }
 
-    /// Whether a later change has taken its place: one of the same fields, or one that starts or stops.
+    /// Whether a later change has taken its place: one of the same fields, or one that starts or stops. One that came to nothing,
+    /// or whose end nobody knows, has not.
     pub fn is_superseded_by(&self, later: &Operation) -> bool {
+        if later.is_open() || matches!(later.outcome, Outcome::RolledBack | Outcome::Unchanged) {
+            return false;
+        }
         let fields = later.targets.fields();
-        let power = !later.steps.is_empty() && (self.fields.is_empty() || !later.verb.resizes());
+        // A pause keeps the run, and what a guest is to do in it.
+        let keeps_the_run = later.verb.resizes() || matches!(later.verb, Verb::Suspend | Verb::Resume);
+        let power = !later.does_nothing() && (self.fields.is_empty() || !keeps_the_run);
         power || self.fields.iter().any(|field| fields.contains(field))
     }
 }
@@ -346,9 +356,15 @@ impl Operation {
         Some(Pending { operation, verb: self.verb, fields: self.targets.fields(), boot, awaits })
     }
 
-    /// Whether its instance's hold is put or lifted by it: it went through, or is on its way.
+    /// Whether its instance's hold is put or lifted by it. One that is on its way puts it at once, and lifts it once it has
+    /// settled.
     pub fn marks(&self) -> Option<&Mark> {
-        self.mark.as_ref().filter(|_| matches!(self.outcome, Outcome::Changed | Outcome::Pending))
+        let due = |mark: &&Mark| match self.outcome {
+            Outcome::Changed => true,
+            Outcome::Pending => matches!(mark, Mark::Hold { .. }),
+            _ => false,
+        };
+        self.mark.as_ref().filter(due)
     }
 
     /// Whether it takes its instance down and brings it up again.

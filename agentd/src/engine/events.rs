@@ -22,6 +22,8 @@ use crate::store::{Page, Store, StoreError};
 
 /// How many entries are read of the record at once.
 const PAGE: usize = 500;
+/// How many are read back at most for what was before.
+const MOST_READ: usize = 100_000;
 /// How many may wait for one reader.
 const QUEUE: usize = 256;
 /// How long the queue of a reader may be full.
@@ -89,7 +91,9 @@ impl Engine {
                 (place, vec![Event::Lost(LostEvents { after: place, oldest: first })])
             }
             Begin::After(place) => (place, Vec::new()),
-            Begin::Tail(count) => (last, reader.newest(last, count).await.map_err(|error| unrecorded(&error))?),
+            Begin::Tail(count) => {
+                (reader.before_newest(last, count).await.map_err(|error| unrecorded(&error))?, Vec::new())
+            }
         };
         tokio::spawn(async move { reader.run(begin, before, follow).await });
         Ok(Events { queue, dropped })
@@ -137,19 +141,27 @@ impl Reader {
         self.engine.store()
     }
 
-    /// The newest `count` up to this place that it wants, the oldest first.
-    async fn newest(&mut self, last: u64, count: usize) -> Result<Vec<Event>, StoreError> {
-        let mut newest = Vec::new();
-        let mut before = last.saturating_add(1);
-        while newest.len() < count {
+    /// The place before the newest `count` up to this one that it wants; not further back than a bound.
+    async fn before_newest(&mut self, last: u64, count: usize) -> Result<u64, StoreError> {
+        let (mut before, mut found) = (last.saturating_add(1), 0);
+        for _ in 0..MOST_READ / PAGE {
+            if found == count {
+                break;
+            }
             let page = Page { before: Some(before), limit: PAGE, states: true, ..Page::default() };
             let entries = self.store().history(page).await?;
-            let Some(oldest) = entries.last().map(|entry| entry.seq) else { break };
-            before = oldest;
-            newest.extend(entries.into_iter().filter(|entry| self.wants(entry)));
+            if entries.is_empty() {
+                break;
+            }
+            for entry in &entries {
+                if found == count {
+                    break;
+                }
+                before = entry.seq;
+                found += usize::from(self.wants(entry));
+            }
         }
-        newest.truncate(count);
-        Ok(newest.into_iter().rev().map(|entry| Event::Happened(Box::new(entry))).collect())
+        Ok(before.saturating_sub(1))
     }
 
     /// Sends what was before and then what comes after `place`.
@@ -175,12 +187,17 @@ impl Reader {
                 }
             };
             let whole = entries.len() == PAGE;
+            // One that is sent nothing must not come back for what is long gone.
+            let passed = place;
             for entry in entries {
                 let next = entry.seq;
                 if self.wants(&entry) && !self.send(Event::Happened(Box::new(entry)), place).await {
                     return;
                 }
                 place = next;
+            }
+            if place > passed && !self.send(Event::Begins(place), place).await {
+                return;
             }
             if whole {
                 continue;

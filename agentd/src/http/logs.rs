@@ -19,6 +19,9 @@ use crate::backend::{BackendError, LogAsk, LogFrames};
 use crate::clock;
 use crate::engine::{Engine, Peer};
 
+/// The longest tail, in lines.
+const LONGEST_TAIL: u64 = 1_000_000;
+
 /// What the route takes.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +66,10 @@ pub(super) async fn logs(
 ) -> Result<Response, Refusal> {
     let (target, query) = (decode_path(path)?, decode_query(query)?);
     let since = query.since.as_deref().map(since).transpose()?;
+    if let Some(tail) = query.tail.filter(|tail| *tail > LONGEST_TAIL) {
+        let detail = format!("tail is {tail}; {LONGEST_TAIL} lines at most");
+        return Err(Problem::new(Code::InvalidRequest, detail).hint("leave it out for the whole log").into());
+    }
     let ask = LogAsk { tail: query.tail, since, follow: query.follow.unwrap_or_default() };
     let place = streams.admit(peer.who.uid)?;
     let log = engine.logs(&peer, &target, &ask).await?;

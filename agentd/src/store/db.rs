@@ -80,6 +80,9 @@ pub struct Page {
     pub states: bool,
 }
 
+/// The most states of instances that are kept.
+const MOST_STATES: i64 = 200_000;
+
 /// An open store.
 #[derive(Debug)]
 pub(super) struct Db {
@@ -180,6 +183,12 @@ impl Db {
             [history],
         )?;
         transaction.execute("DELETE FROM history WHERE at_ms < ?1", [history])?;
+        // A container that crashes all day would fill the disk.
+        transaction.execute(
+            "DELETE FROM history WHERE mark GLOB 'state/*' AND seq <=
+                 (SELECT seq FROM history WHERE mark GLOB 'state/*' ORDER BY seq DESC LIMIT 1 OFFSET ?1)",
+            [MOST_STATES],
+        )?;
         Ok(transaction.commit()?)
     }
 }
@@ -252,7 +261,8 @@ impl Reader {
         let place = |sql| self.connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).optional();
         let first = place("SELECT min(seq) FROM history")?.flatten();
         let last = place("SELECT seq FROM sqlite_sequence WHERE name = 'history'")?.flatten();
-        Ok((first.unwrap_or(0).unsigned_abs(), last.unwrap_or(0).unsigned_abs()))
+        let last = last.unwrap_or(0).unsigned_abs();
+        Ok((first.map_or(last + 1, i64::unsigned_abs), last))
     }
 }
 

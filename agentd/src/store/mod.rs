@@ -314,7 +314,7 @@ impl Store {
         self.read(move |reader| reader.after(seq, limit)).await
     }
 
-    /// The places of the oldest entry that is kept and of the newest that there ever was; 0 where there is none.
+    /// The places of the oldest entry that is kept (the next one where none is) and of the newest that there ever was.
     pub async fn ends(&self) -> Result<(u64, u64), StoreError> {
         self.read(Reader::ends).await
     }

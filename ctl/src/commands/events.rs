@@ -35,6 +35,8 @@ enum End {
     Whole,
     /// The connection broke, or agentd has let go.
     Broken(io::Error),
+    /// agentd has let go of a reader that was too slow, or can't go on, and why.
+    Dropped(String),
     /// What came could not be written.
     Unwritten(io::Error),
 }
@@ -63,6 +65,12 @@ pub(super) fn events(context: &Context, args: &Events) -> Result<Report, Failure
         let why = match copy(reply, &mut place, &mut out) {
             End::Unwritten(error) => return Ok(unwritten(&error)),
             End::Whole if !args.follow => return Ok(Report::default()),
+            End::Dropped(why) if place.is_none() => return Err(context.client.broke_off(&io::Error::other(why))),
+            End::Dropped(why) => {
+                out.note(&format!("agentd let go ({why}); taking it up again"));
+                reply = again(&context.client, &path, place)?;
+                continue;
+            }
             End::Broken(why) if !args.follow => return Err(context.client.broke_off(&why)),
             End::Whole => "it has ended the stream".to_owned(),
             End::Broken(why) => why.to_string(),
@@ -102,6 +110,11 @@ fn copy(reply: impl Read, place: &mut Option<u64>, out: &mut Screen) -> End {
             continue;
         }
         let whole = std::mem::take(&mut sent);
+        if whole.event == "dropped" {
+            let told: Option<serde_json::Value> = serde_json::from_str(&whole.data).ok();
+            let why = told.and_then(|told| told["reason"].as_str().map(text::clean));
+            return End::Dropped(why.unwrap_or_else(|| "it does not say why".into()));
+        }
         if let Err(error) = out.show(&whole) {
             return End::Unwritten(error);
         }
@@ -139,10 +152,6 @@ impl Screen {
     fn show(&mut self, sent: &Sent) -> io::Result<()> {
         match sent.event.as_str() {
             "" => Ok(()),
-            "dropped" => {
-                self.note("agentd let go because its events were taken too slowly");
-                Ok(())
-            }
             "lost" => {
                 let lost: Option<LostEvents> = serde_json::from_str(&sent.data).ok();
                 let from =

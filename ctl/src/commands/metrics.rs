@@ -11,13 +11,16 @@ use super::Context;
 use crate::args::Metrics;
 use crate::error::Failure;
 use crate::render::Report;
+use crate::render::text::clean;
 
 /// Prints the page, or writes it where it was asked to.
 pub(super) fn metrics(context: &Context, args: &Metrics) -> Result<Report, Failure> {
     let page = context.get("/metrics")?.body;
     let Some(path) = &args.textfile else {
-        // There is no JSON of it.
-        return Ok(if context.screen.quiet { Report::default() } else { Report { out: page, ..Report::default() } });
+        // There is no JSON of it. An instance may have any name, and a terminal may obey it.
+        let shown = |line| clean(line) + "\n";
+        let out = if context.screen.out_width.is_some() { page.lines().map(shown).collect() } else { page };
+        return Ok(if context.screen.quiet { Report::default() } else { Report { out, ..Report::default() } });
     };
     match write(path, &page) {
         Ok(()) => Ok(Report::default()),

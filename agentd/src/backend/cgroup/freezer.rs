@@ -22,7 +22,15 @@ impl Host {
     pub(crate) fn freezer_of(&self, path: &str) -> Option<Freezer> {
         let root = if self.unified { self.cgroups.clone() } else { self.cgroups.join("freezer") };
         let freezer = Freezer { folder: open_below(&root, path)?, unified: self.unified };
-        freezer.is_frozen().map(|_| freezer)
+        freezer.is_frozen()?;
+        // Of version 1 each controller has a tree of its own, and a process that is in one need not be in the other.
+        let holds = |folder: &OwnedFd| {
+            let own = read_at(&freezer.folder, "cgroup.procs").unwrap_or_default();
+            let own: Vec<&str> = own.lines().collect();
+            read_at(folder, "cgroup.procs").unwrap_or_default().lines().all(|process| own.contains(&process))
+        };
+        let others = ["cpu", "memory"].map(|controller| open_below(&self.cgroups.join(controller), path));
+        (self.unified || others.iter().flatten().all(holds)).then_some(freezer)
     }
 }
 

@@ -98,7 +98,9 @@ impl Units {
         let look = move || {
             let saved = files::read(unit.section().unwrap_or_default(), &unit.fragment, &unit.drop_ins, host_memory());
             let seen = Some(unit.cgroup.as_str()).filter(|path| !path.is_empty()).and_then(|path| host.look_at(path));
-            view::observed(&unit, saved, seen, &covered)
+            let mut observed = view::observed(&unit, saved, seen, &covered)?;
+            keep_awake(&mut observed, &unit.cgroup);
+            Ok(observed)
         };
         let broken = |_| BackendError::Failed("a look at a unit broke off".into());
         tokio::task::spawn_blocking(look).await.map_err(broken)?
@@ -123,7 +125,9 @@ impl Units {
                 covered.insert(other.clone(), Covered { cpus: cpus.is_some(), memory: memory.is_some() });
             }
         }
-        named::observed(&self.host, name, path, &covered)
+        let mut observed = named::observed(&self.host, name, path, &covered)?;
+        keep_awake(&mut observed, path);
+        Ok(observed)
     }
 
     async fn set(&self, unit: &Unit, scope: Scope, settings: &[Setting]) -> Result<(), BackendError> {
@@ -185,6 +189,22 @@ fn has_engines_scope(host: &cgroup::Host, path: &str) -> bool {
     host.names_below(path).iter().any(|name| {
         is_engines(name) || (name.ends_with(".slice") && has_engines_scope(host, &format!("{path}/{name}")))
     })
+}
+
+/// What agentd itself runs in, or asks systemd by, can't be paused: nothing could ever resume it.
+fn keep_awake(observed: &mut Observed, path: &str) {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    if !path.is_empty() && own.into_iter().any(|own| within(own, path)) {
+        observed.barred.pause = Some("agentd itself runs in it, and could not resume it".into());
+    } else if matches!(observed.reference.name(), "dbus.service" | "dbus-broker.service") {
+        observed.barred.pause = Some("agentd asks systemd by way of it, and could not resume it".into());
+    }
+}
+
+/// Whether a cgroup is this one, or below it.
+fn within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The host's memory in bytes, which a share in a unit's file is of.
@@ -375,6 +395,16 @@ mod tests {
         }
         assert!(!may_be("other.service", &config("[units]\nallow = [\"batch-*.service\"]")));
         assert!(!may_be("a.service", &config("[units]")));
+    }
+
+    #[test]
+    fn what_agentd_runs_in_is_told_from_its_neighbours() {
+        for outer in ["/system.slice", "/system.slice/agentd.service", "/"] {
+            assert!(within("/system.slice/agentd.service", outer), "{outer}");
+        }
+        for beside in ["/system", "/system.slice/agentd.service/below", "/system.slice/agent"] {
+            assert!(!within("/system.slice/agentd.service", beside), "{beside}");
+        }
     }
 
     #[test]

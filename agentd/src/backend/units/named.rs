@@ -18,7 +18,8 @@ use crate::backend::BackendError;
 use crate::backend::cgroup::{Host, Seen};
 
 /// Why one can't be paused.
-const NO_FREEZER: &str = "it has no freezer: that takes cgroup v2, or a cgroup of the same path below v1's freezer";
+const NO_FREEZER: &str =
+    "it has no freezer: that takes cgroup v2, or below v1's freezer a cgroup of the same path with the same processes";
 /// The kernel's default period, in microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;
 /// The least quota that the kernel takes, in microseconds.
