@@ -17,11 +17,16 @@ use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// How much each big log has, where `AGENTD_LOG_MIB` says nothing else.
-const MIB: usize = 64;
+const MIB: u32 = 64;
 /// What the daemon may grow by, in KiB, whatever the size of the logs and the number of their readers.
 const GROWTH: u64 = 32 * 1024;
 /// A user without any rights of its own.
 const NOBODY: u32 = 65534;
+
+/// The size of each big log in MiB.
+fn size() -> u32 {
+    std::env::var("AGENTD_LOG_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(MIB)
+}
 
 fn config(docker: &Docker) -> String {
     format!("[docker]\nsocket = \"{}\"\n[capacity]\ncpus = 8\nmemory = \"8GiB\"\n", docker.socket().display())
@@ -91,7 +96,7 @@ impl Reader {
 
     /// What it has printed once it has ended.
     fn end(mut self) -> Result<(Option<i32>, Vec<u8>, Vec<u8>)> {
-        let status = wait_until("ctl's end", LIMIT, || Ok(self.child.try_wait()?))?;
+        let status = wait_until("ctl's end", LIMIT * size().div_ceil(MIB), || Ok(self.child.try_wait()?))?;
         Ok((status.code(), fs::read(&self.out)?, fs::read(&self.err)?))
     }
 
@@ -115,7 +120,7 @@ fn mounted(folder: &Path) -> String {
 
 #[test]
 fn containers_logs_are_right_to_the_byte_and_the_daemon_does_not_grow() -> Result<()> {
-    let bytes = std::env::var("AGENTD_LOG_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(MIB) << 20;
+    let bytes = (size() as usize) << 20;
     let lab = Lab::new()?;
     let docker = Docker::start(&lab)?;
     let agentd = Agentd::with_config(&config(&docker)).start()?;
