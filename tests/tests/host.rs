@@ -330,6 +330,60 @@ fn units(host: &Host) -> Result<()> {
         .map(drop)
 }
 
+/// Restarts and suspensions of units: jobs of systemd's, and the freezer of cgroup v2.
+fn power_of_units(host: &Host) -> Result<()> {
+    let sleep = "ExecStartPre=/bin/sh -c 'test ! -e /run/broken'\nExecStart=/bin/sleep infinity\n";
+    for (name, text) in [
+        ("batch-power", format!("[Service]\n{sleep}")),
+        ("batch-hangs", format!("[Unit]\nRequires=batch-power.service\nAfter=batch-power.service\n[Service]\n{sleep}")),
+    ] {
+        host.ssh("root", &format!("cat >/etc/systemd/system/{name}.service <<'END'\n{text}END"))?;
+    }
+    host.ssh("root", "systemctl daemon-reload; systemctl start batch-power batch-hangs")?;
+    let run = |unit: &str| host.ssh("root", &format!("systemctl show -p ActiveState,MainPID {unit}.service"));
+    let show = || ctl(host, "show unit/batch-power.service");
+    wait_until("the unit", LIMIT, || Ok((show()?["state"] == "running").then_some(())))?;
+
+    // Another run of it, and what hangs on it is up again, too.
+    let before = (run("batch-power")?, run("batch-hangs")?);
+    host.ssh("member", "ctl restart batch-power.service")?;
+    wait_until("what hangs on it", LIMIT, || Ok(run("batch-hangs")?.contains("ActiveState=active").then_some(())))?;
+    let after = (run("batch-power")?, run("batch-hangs")?);
+    ensure!(after.0 != before.0 && after.1 != before.1, "{before:?} {after:?}");
+
+    let frozen = || host.ssh("root", "grep frozen /sys/fs/cgroup/system.slice/batch-power.service/cgroup.events");
+    host.ssh("member", "ctl suspend batch-power.service --reason backup")?;
+    assert_eq!(frozen()?, "frozen 1");
+    assert_eq!(exit(host, "member", "ctl restart batch-power.service --force")?, 10, "it is held");
+    host.ssh("root", "systemctl restart agentd")?;
+    up(host)?;
+    let unit = show()?;
+    let hold = &unit["holds"][0];
+    assert_eq!(
+        (&unit["state"], &hold["hold"], &hold["reason"]),
+        (&json!("paused"), &json!("suspended"), &json!("backup"))
+    );
+    host.ssh("root", "systemctl thaw batch-power.service")?;
+    wait_until("the wake on record", LIMIT, || {
+        let newest = ctl(host, "history unit/batch-power.service")?["items"][0].clone();
+        Ok((newest["happening"] == "drift" && newest["moves"][0]["after"] == "running").then_some(()))
+    })?;
+    host.ssh("member", "ctl suspend batch-power.service --reason again && ctl resume batch-power.service")?;
+    assert_eq!((frozen()?.as_str(), &show()?["holds"]), ("frozen 0", &json!([])));
+
+    // One that doesn't come up again is told, and held.
+    host.ssh("root", "touch /run/broken")?;
+    assert_eq!(exit(host, "member", "ctl restart batch-power.service --timeout 5s")?, 7);
+    assert_eq!(show()?["holds"][0]["hold"], "needs-attention");
+    host.ssh("root", "rm /run/broken; ctl clear-hold batch-power.service && ctl start batch-power.service")?;
+    assert_eq!(show()?["state"], "running");
+    // Neither is a slice restarted, nor a cgroup.
+    for of in ["unit/lab.slice", "unit/raw"] {
+        assert_eq!(exit(host, "root", &format!("ctl restart {of} --force"))?, 9, "{of}");
+    }
+    host.ssh("root", "systemctl stop batch-hangs batch-power").map(drop)
+}
+
 /// The journal, and what else the hardened agentd may read.
 fn logs(host: &Host) -> Result<()> {
     let service = "[Service]\nExecStart=/bin/sh -c 'echo one; echo two >&2; while sleep 1; do echo tick; done'\n";
@@ -688,6 +742,7 @@ mod on_a_host {
         the_whole_job(&host).context("the whole job of the hardened unit")?;
         the_config_lives(&host).context("the config's life")?;
         units(&host).context("units of systemd")?;
+        power_of_units(&host).context("power of units")?;
         logs(&host).context("logs")?;
         what_a_shell_finds(&host).context("manual pages and completions")?;
         from_another_machine(&host).context("ctl --host")?;
