@@ -253,7 +253,11 @@ fn what_agentd_changes_itself_is_never_drift() -> Result<()> {
     let both = resize("vm/web", json!({"cpus": 2, "memory": "400MiB", "cpu_limit": 1.5}))?;
     ensure!(both["outcome"] == "changed", "{both}");
     guest.wait_for("two CPUs", LIMIT, |stat| stat.nproc == 2)?;
-    // A balloon that goes its way long after the reply, and listings meanwhile.
+    // A balloon that goes its way long after the reply, and listings meanwhile. What it uses it has to have told before.
+    wait_until("the guest to tell what it uses", LIMIT, || {
+        let asked = agentd.post("/v1/instances/vm/web/resize", &json!({"memory": "300MiB", "dry_run": true}))?;
+        Ok((asked.status == 200).then_some(()))
+    })?;
     guest.slow(true)?;
     let slow = resize("vm/web", json!({"memory": "300MiB", "wait": "1s"}));
     ensure!(agentd.get("/v1/instances")?.status == 200);

@@ -1,6 +1,7 @@
 //! `ctl stop`, `start`, `restart`, `suspend`, `resume` and `clear-hold`.
 
-use agentd_core::api::{Instance, StartRequest, StopRequest, SuspendRequest};
+use agentd_core::api::{HoldKind, Instance, StartRequest, StopRequest, SuspendRequest};
+use agentd_core::error::Code;
 
 use super::{Context, duration, unreadable};
 use crate::args::{Start, Stop, Suspend};
@@ -44,12 +45,16 @@ pub(super) fn start(context: &Context, args: &Start) -> Result<Report, Failure> 
 pub(super) fn clear_hold(context: &Context, typed: &str) -> Result<Report, Failure> {
     let reference = context.client.resolve(typed)?;
     let path = format!("{}/clear-hold", instance_path(&reference));
-    let reply = context.send(path, reference, &StartRequest::default(), None, false)?;
+    let reply = context.send(path, reference.clone(), &StartRequest::default(), None, false)?;
     let instance: Instance = reply.read().map_err(|failure| unreadable(failure, false))?;
     let held = if instance.holds.is_empty() { "is not held" } else { "is still held" };
     let mut out = format!("{}  {held}\n", text::clean(&instance.reference));
     out += &table::show(&instance, context.screen.out_width);
     let mut report = context.screen.success(&reply.body, out, String::new());
     report.keep_exit = true;
+    if instance.holds.iter().any(|hold| hold.hold == HoldKind::Suspended) {
+        report.exit = Code::Held.exit();
+        report.err += &format!("error: {reference} is suspended, which only this lifts: ctl resume {reference}\n");
+    }
     Ok(report)
 }

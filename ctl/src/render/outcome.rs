@@ -85,6 +85,7 @@ pub(crate) fn operation(view: &OperationView, width: Option<usize>) -> String {
     let state = view.instance.as_ref().map(|instance| instance.state);
     let line = match view.outcome {
         _ if view.dry_run || view.outcome == Outcome::Planned => match view.steps.as_slice() {
+            [] if view.outcome == Outcome::Planned => format!("{reference}  planned: only its hold changes"),
             [] => format!("{reference}  {arrows}planned: there is nothing to do"),
             _ if view.restart => format!("{reference}  {arrows}planned with a restart, nothing is changed"),
             _ => format!("{reference}  {arrows}planned, nothing is changed"),
