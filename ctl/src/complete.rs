@@ -16,7 +16,7 @@ use crate::client::Client;
 /// The variable by which a shell asks. A name of our own: one that somebody else sets would turn every command into this.
 const VARIABLE: &str = "_CTL_COMPLETE";
 /// Nobody waits longer for a <TAB>.
-const TIME: Duration = Duration::from_secs(1);
+const TIME: Duration = Duration::from_secs(2);
 
 /// Answers a shell that asks, and ends; else returns.
 pub(crate) fn answer() {
@@ -46,6 +46,10 @@ fn command() -> Command {
         ("undo", "what"),
         ("stop", "reference"),
         ("start", "reference"),
+        ("restart", "reference"),
+        ("suspend", "reference"),
+        ("resume", "reference"),
+        ("prepare", "reference"),
         ("history", "reference"),
         ("logs", "reference"),
         ("clear-hold", "reference"),

@@ -381,7 +381,8 @@ fn power_of_units(host: &Host) -> Result<()> {
     for of in ["unit/lab.slice", "unit/raw"] {
         assert_eq!(exit(host, "root", &format!("ctl restart {of} --force"))?, 9, "{of}");
     }
-    host.ssh("root", "systemctl stop batch-hangs batch-power").map(drop)
+    let files = "/etc/systemd/system/batch-hangs.service /etc/systemd/system/batch-power.service";
+    host.ssh("root", &format!("systemctl stop batch-hangs batch-power; rm {files}; systemctl daemon-reload")).map(drop)
 }
 
 /// The journal, and what else the hardened agentd may read.
@@ -402,7 +403,7 @@ fn logs(host: &Host) -> Result<()> {
     }
     ensure!(host.ssh("root", "ctl logs vm/web")?.contains("STAT"), "the guest's console");
     assert_eq!(exit(host, "member", "ctl logs batch-log.service")?, 5, "its rule has no such right");
-    Ok(())
+    host.ssh("root", "rm /etc/systemd/system/batch-log.service; systemctl daemon-reload").map(drop)
 }
 
 /// What [`units`] has left behind.
