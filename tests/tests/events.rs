@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use agentd_tests::lab::{Agentd, Docker, Lab, wait_until};
@@ -116,29 +116,37 @@ fn a_guest_that_obeys_late_is_told_as_settled_once() -> Result<()> {
     Ok(())
 }
 
-/// Who stalls is dropped, and finds each event once when it comes back by the last that it has seen. `AGENTD_EVENTS_PAUSE` is for how
-/// many seconds it stalls at least.
+/// Who stalls is dropped, and finds each event once when it comes back by the last that it has seen. `AGENTD_EVENTS_PAUSE` says for how
+/// many seconds it stalls at least, `AGENTD_EVENTS_RATE` how many events
+/// there are a second.
 #[test]
 fn a_reader_that_stalls_loses_its_connection_and_no_event() -> Result<()> {
     let pause = std::env::var("AGENTD_EVENTS_PAUSE").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let pause = Duration::from_secs(pause);
-    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
-    let agentd = fake(&names, "")?;
+    let rate = std::env::var("AGENTD_EVENTS_RATE").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    let flapping = |number: usize| {
+        let mut vm = vm(&format!("vm{number}"));
+        vm["flaps"] = json!(true);
+        vm
+    };
+    let instances: Vec<Value> = (0..rate / 4).map(flapping).collect();
+    let config = "[capacity]\ncpus = 64000\nmemory = \"64000GiB\"\n";
+    let agentd = Agentd::with_config(config).fake(json!({"instances": instances})).start()?;
     let mut stalled = agentd.events("/v1/events", &[])?;
     let mut brisk = agentd.events("/v1/events", &[])?;
-    let (over, made) = (AtomicBool::new(false), AtomicU64::new(0));
-    // A start of what runs is an event, too, and takes no engine.
-    let make = |name: &str| -> Result<()> {
+    let over = AtomicBool::new(false);
+    // Each listing finds all of them in another state.
+    let make = || -> Result<()> {
         while !over.load(Ordering::Relaxed) {
-            let reply = agentd.post(&format!("/v1/instances/vm/{name}/start"), &json!({}))?;
-            ensure!(reply.status == 200, "{}", reply.text());
-            made.fetch_add(1, Ordering::Relaxed);
+            let began = Instant::now();
+            ensure!(agentd.get("/v1/instances?limit=1")?.status == 200);
+            std::thread::sleep(Duration::from_millis(250).saturating_sub(began.elapsed()));
         }
         Ok(())
     };
     let mut slowest = Duration::ZERO;
     let read = std::thread::scope(|scope| -> Result<(Vec<u64>, Vec<u64>)> {
-        let makers: Vec<_> = names.iter().map(|name| scope.spawn(move || make(name))).collect();
+        let maker = scope.spawn(make);
         let quick = scope.spawn(|| {
             let mut seqs: Vec<u64> = Vec::new();
             while let Ok((id, ..)) = brisk.next(Duration::from_secs(5)) {
@@ -156,7 +164,7 @@ fn a_reader_that_stalls_loses_its_connection_and_no_event() -> Result<()> {
             slowest = slowest.max(asked.elapsed());
             std::thread::sleep(Duration::from_millis(200));
         }
-        let rate = made.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64();
+        let stalled_for = began.elapsed();
         // What was on its way to it comes, then why there is no more, then the end.
         let mut dropped = false;
         loop {
@@ -167,9 +175,12 @@ fn a_reader_that_stalls_loses_its_connection_and_no_event() -> Result<()> {
             }
         }
         over.store(true, Ordering::Relaxed);
-        makers.into_iter().try_for_each(|maker| maker.join().map_err(|_| anyhow::anyhow!("a client broke"))?)?;
+        maker.join().map_err(|_| anyhow::anyhow!("a client broke"))??;
         ensure!(dropped, "after {} events nobody said why", seqs.len());
-        println!("{rate:.0} events a second, dropped after {} of them; slowest other reply {slowest:.0?}", seqs.len());
+        println!(
+            "stalled for {stalled_for:.0?}, dropped after {} events; slowest other reply {slowest:.0?}",
+            seqs.len()
+        );
         let brisk = quick.join().map_err(|_| anyhow::anyhow!("a reader broke"))?;
         Ok((seqs, brisk))
     })?;
@@ -179,6 +190,11 @@ fn a_reader_that_stalls_loses_its_connection_and_no_event() -> Result<()> {
     while let Ok((id, ..)) = rest.next(LIMIT) {
         seqs.push(id.parse()?);
     }
+    println!(
+        "{} events, {} of them from where it was",
+        seqs.len(),
+        seqs.len() - seqs.iter().position(|seq| seq.to_string() == last).unwrap_or(0)
+    );
     let begin = seqs[0];
     let made: Vec<u64> = (begin..=*seqs.last().context("the last")?).collect();
     ensure!(seqs == made, "{} events were seen, there were {}", seqs.len(), made.len());

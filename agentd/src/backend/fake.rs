@@ -87,6 +87,9 @@ pub struct FakeInstance {
     /// Its state, where it is neither running nor down.
     #[serde(default)]
     pub state: Option<State>,
+    /// Goes down and comes up by itself, from one listing to the next.
+    #[serde(default)]
+    pub flaps: bool,
     /// Ignores a graceful stop.
     #[serde(default)]
     pub stubborn: bool,
@@ -558,7 +561,11 @@ impl Backend for Fake {
         if self.list_delay > Duration::ZERO {
             tokio::time::sleep(self.list_delay).await;
         }
-        Ok(self.machines().values().filter_map(|machine| observe(machine, Look::Plain)).collect())
+        let mut machines = self.machines();
+        for machine in machines.values_mut().filter(|machine| machine.spec.flaps) {
+            machine.state = if machine.state.is_up() { State::Stopped } else { State::Running };
+        }
+        Ok(machines.values().filter_map(|machine| observe(machine, Look::Plain)).collect())
     }
 
     async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {
