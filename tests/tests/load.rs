@@ -1,7 +1,7 @@
 //! Two hundred clients on fifty instances at once: containers of a real Docker and VMs of libvirt's test driver under one
 //! ledger. No cap is passed at any observation; no change is lost, made twice, or told otherwise than it is on record.
 //!
-//! The clients go on for 60 s; `AGENTD_LOAD_SECONDS` in the environment says another length.
+//! The clients go on for 30 s; `AGENTD_LOAD_SECONDS` in the environment says another length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -357,7 +357,7 @@ fn history(agentd: &Agentd) -> Result<Vec<Value>> {
 
 fn length() -> Duration {
     let seconds = std::env::var("AGENTD_LOAD_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(60))
+    Duration::from_secs(seconds.unwrap_or(30))
 }
 
 #[test]
