@@ -3,7 +3,7 @@
 //!
 //! Not by bollard's own call, which makes a value of each line and keeps as much of it as the engine has sent at once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use agentd_core::api::{LOG_HEADER, LogStream};
@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::client::{READ, refused, root_cause};
+use super::client::{Client, READ, refused, root_cause};
 use super::view;
 use crate::backend::BackendError;
 use crate::backend::logs::{LogAsk, LogFrames, PIECE, Piece};
@@ -28,6 +28,8 @@ use crate::backend::logs::{LogAsk, LogFrames, PIECE, Piece};
 const NO_DRIVER: &str = "none";
 /// How much of the engine's words is kept.
 const WORDS: usize = 4096;
+/// How long a log that is followed is silent before its container is looked at.
+const SILENT: Duration = Duration::from_secs(5);
 
 /// The connection's task, which ends with who reads from it.
 struct Connection(JoinHandle<()>);
@@ -44,14 +46,22 @@ enum End {
     Broken(BackendError),
 }
 
+/// A container whose log is followed.
+struct Follow {
+    client: Client,
+    id: String,
+    /// Where to ask for all of it once more, when it has ended. Not with a tail, of which nobody knows where it began.
+    again: Option<String>,
+}
+
 /// A log that is being read.
 struct Reading {
     body: Incoming,
     /// `None` for a terminal's, which has no frames.
     demux: Option<Demux>,
     passed: Passed,
-    /// Where to ask for all of it once more, when one that was followed has ended.
-    again: Option<(PathBuf, String)>,
+    /// What is followed, until it has ended.
+    follow: Option<Follow>,
     /// How it ended, where that is yet to be told.
     ended: Option<End>,
     _connection: Connection,
@@ -59,7 +69,7 @@ struct Reading {
 
 /// The log of a container.
 pub(super) async fn read(
-    socket: &Path,
+    client: &Client,
     target: &Ref,
     found: &ContainerInspectResponse,
     ask: &LogAsk,
@@ -74,18 +84,21 @@ pub(super) async fn read(
         return Err(unkept());
     }
     let id = view::id(found);
-    let (body, connection) = open(socket, &path(id, ask)).await.map_err(|error| match error {
+    let (body, connection) = open(client.socket(), &path(id, ask)).await.map_err(|error| match error {
         // The text of moby's `ErrReadLogsNotSupported`, logger/errors.go; the status differs by version.
         BackendError::Failed(why) if why.contains("does not support reading") => unkept(),
         error => error,
     })?;
     let terminal = found.config.as_ref().and_then(|config| config.tty).unwrap_or_default();
-    let again = LogAsk { follow: false, ..*ask };
+    let follow = ask.follow.then(|| {
+        let again = ask.tail.is_none().then(|| path(id, &LogAsk { follow: false, ..*ask }));
+        Follow { client: client.clone(), id: id.to_owned(), again }
+    });
     let reading = Reading {
         body,
         demux: (!terminal).then(Demux::default),
         passed: Passed::default(),
-        again: (ask.follow && ask.tail.is_none()).then(|| (socket.to_owned(), path(id, &again))),
+        follow,
         ended: None,
         _connection: connection,
     };
@@ -143,15 +156,18 @@ async fn next(reading: Option<Reading>) -> Option<(Result<Bytes, BackendError>, 
     let mut reading = reading?;
     let mut piece = Piece::default();
     while reading.ended.is_none() && piece.len() < PIECE {
-        let come = if piece.is_empty() {
-            reading.body.frame().await
+        let taken = if piece.is_empty() {
+            match reading.wait().await {
+                Some(come) => reading.take(come, &mut piece),
+                None => Err(End::Whole),
+            }
         } else {
             match reading.body.frame().now_or_never() {
-                Some(come) => come,
+                Some(come) => reading.take(come, &mut piece),
                 None => break,
             }
         };
-        reading.ended = match reading.take(come, &mut piece) {
+        reading.ended = match taken {
             Ok(()) => None,
             Err(End::Whole) => reading.read_again().await,
             Err(broken) => Some(broken),
@@ -165,14 +181,32 @@ async fn next(reading: Option<Reading>) -> Option<(Result<Bytes, BackendError>, 
 }
 
 impl Reading {
+    /// What comes next of the body, or `None` where a log that is followed has ended unsaid: its container was down already when
+    /// it had been silent for a while, and nothing came in as long again. Docker doesn't always end it for a reader that began
+    /// to follow while the container ended.
+    async fn wait(&mut self) -> Option<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(follow) = &self.follow else { return Some(self.body.frame().await) };
+        let mut down = false;
+        loop {
+            if let Ok(come) = tokio::time::timeout(SILENT, self.body.frame()).await {
+                return Some(come);
+            }
+            if down {
+                return None;
+            }
+            down = follow.is_down().await;
+        }
+    }
+
     /// Asks for what Docker left out of a log that was followed to its end: 20.10 ends it with its container also for a reader
     /// that was behind (seen with 20.10.24 when it was some MiB behind; moby rewrote this in 23.0). Read anew, what has been
-    /// passed on is skipped, by its length. With a tail nobody knows where that began, so there Docker's word stands.
+    /// passed on is skipped, by its length. Without an `again`, Docker's word stands.
     async fn read_again(&mut self) -> Option<End> {
-        let Some((socket, path)) = self.again.take() else { return Some(End::Whole) };
-        match open(&socket, &path).await {
+        let Some(Follow { client, again: Some(path), .. }) = self.follow.take() else { return Some(End::Whole) };
+        match open(client.socket(), &path).await {
             Ok((body, connection)) => {
                 (self.body, self._connection) = (body, connection);
+                self.demux = self.demux.as_ref().map(|_| Demux::default());
                 self.passed.begin_anew();
                 None
             }
@@ -202,6 +236,16 @@ impl Reading {
                 push(LogStream::Stdout, &bytes);
                 Ok(())
             }
+        }
+    }
+}
+
+impl Follow {
+    /// Whether the container is known to be down or gone.
+    async fn is_down(&self) -> bool {
+        match self.client.inspect(&self.id).await {
+            Ok(found) => found.state.and_then(|state| state.running) == Some(false),
+            Err(error) => matches!(error, BackendError::NotFound(_)),
         }
     }
 }
@@ -283,6 +327,7 @@ impl Demux {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::backend::logs::unframe;
@@ -317,6 +362,47 @@ mod tests {
             for stream in [LogStream::Stdout, LogStream::Stderr] {
                 prop_assert_eq!(said(&seen, stream), said(&frames, stream));
             }
+        }
+    }
+
+    /// An engine whose only container is down and whose log, followed, never ends.
+    fn endless() -> (tempfile::TempDir, Client) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(folder.path().join("docker.sock")).unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..read]).into_owned();
+                let body: &[u8] = if request.contains("/json") {
+                    br#"{"State": {"Running": false}}"#
+                } else if request.contains("follow=1") {
+                    b"one"
+                } else {
+                    b"one, two"
+                };
+                let more = usize::from(request.contains("follow=1"));
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len() + more);
+                stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+                held.push(stream);
+            }
+        });
+        let client = Client::new(folder.path().join("docker.sock"));
+        (folder, client)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_whom_the_engine_forgot_ends_with_its_container_and_has_all_of_its_log() {
+        let (_folder, client) = endless();
+        let found: ContainerInspectResponse = serde_json::from_str(r#"{"Id": "c1", "Config": {"Tty": true}}"#).unwrap();
+        let target = Ref::new(agentd_core::instance::Kind::Container, "c1").unwrap();
+        for (tail, whole) in [(None, "one, two"), (Some(1), "one")] {
+            let ask = LogAsk { follow: true, tail, ..LogAsk::default() };
+            let frames = read(&client, &target, &found, &ask).await.unwrap();
+            let pieces: Vec<Bytes> = frames.map(|piece| piece.unwrap()).collect().await;
+            let said = pieces.iter().flat_map(|piece| said(&unframe(piece), LogStream::Stdout)).collect::<Vec<u8>>();
+            assert_eq!(String::from_utf8(said).unwrap(), whole);
         }
     }
 

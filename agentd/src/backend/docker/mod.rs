@@ -255,7 +255,7 @@ impl Backend for Docker {
 
     async fn logs(&self, target: &Ref, identity: &Identity, ask: &LogAsk) -> Result<LogFrames, BackendError> {
         let found = self.find_same(target, identity).await?;
-        logs::read(self.client.socket(), target, &found, ask).await
+        logs::read(&self.client, target, &found, ask).await
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
