@@ -11,6 +11,7 @@
 //! A change that was cut off, by the end of the daemon or by a call that did not return, is recovered here too: by what is
 //! seen, on the same walks.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agentd_core::api::HoldKind;
@@ -80,17 +81,23 @@ pub struct Executor<'a> {
     guest_deadline: Instant,
     wait: Duration,
     recovering: bool,
+    /// What was seen since the last call that may have changed something.
+    seen: Mutex<Option<Observed>>,
 }
 
 impl<'a> Executor<'a> {
     /// `wait` bounds the wait for the guest over all steps.
     pub fn new(backend: &'a dyn Backend, store: &'a Store, operation: &'a mut Operation, wait: Duration) -> Self {
-        Executor { backend, store, operation, guest_deadline: Instant::now() + wait, wait, recovering: false }
+        let guest_deadline = Instant::now() + wait;
+        Executor { backend, store, operation, guest_deadline, wait, recovering: false, seen: Mutex::default() }
     }
 
-    /// Carries the plan out to its end.
-    pub async fn run(mut self) -> Ended {
-        self.walk().await
+    /// Carries the plan out to its end. Of one that went well, with what was seen after its last step.
+    pub async fn run(mut self) -> (Ended, Option<Observed>) {
+        let ended = self.walk().await;
+        let seen = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.filter(|_| ended.problem.is_none());
+        (ended, seen)
     }
 
     /// Does what has not been done.
@@ -512,7 +519,13 @@ impl<'a> Executor<'a> {
 
     async fn look(&self) -> Result<Observed, BackendError> {
         // By its id: a name may be given to another one while this one goes on under a new name.
-        self.backend.observe(&self.operation.identity.id, Look::Plain).await
+        let observed = self.backend.observe(&self.operation.identity.id, Look::Plain).await?;
+        *self.seen() = Some(observed.clone());
+        Ok(observed)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<Observed>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks until there is an answer, or until `deadline`: an engine that is being restarted is back in a moment.
@@ -720,6 +733,7 @@ impl<'a> Executor<'a> {
     }
 
     async fn apply(&self, action: &Action) -> Result<(), BackendError> {
+        *self.seen() = None;
         crate::failpoint::reach("backend: before").await;
         let applied = self.backend.apply(&self.operation.reference, &self.operation.identity, action).await;
         crate::failpoint::reach("backend: after").await;

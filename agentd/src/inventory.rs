@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Loan, Move};
 use agentd_core::config::Config;
 use agentd_core::drift::{drift, drift_after, is_of};
-use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Usage};
+use agentd_core::instance::{InstanceId, Kind, Observed, Reading, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
 use agentd_core::operation::{Operation, Outcome, Pending, REPAIR, same_boot};
 use agentd_core::plan::{HostCapacity, Mark, Targets, Verb, caps, charge_of};
@@ -338,13 +338,49 @@ impl Book {
         self.unavailable.insert(kind, why);
     }
 
-    /// Drops an instance that was seen to be gone by a listing begun at `begun`, unless something newer is known, a change is
-    /// in flight, or one has to be settled, which finds out by itself.
-    fn forget(&mut self, instance: &InstanceId, begun: Moment) {
+    /// A backend that answers.
+    pub fn record_available(&mut self, kind: Kind) {
+        self.unavailable.remove(&kind);
+    }
+
+    /// Drops an instance that was seen to be gone by a look begun at `begun`, unless something newer is known, a change is in
+    /// flight, or one has to be settled, which finds out by itself. Whether it was known at all.
+    pub fn forget(&mut self, instance: &InstanceId, begun: Moment) -> bool {
         let gone = |known: &Known| known.seen <= begun && !known.busy && !known.is_recovering();
-        if self.known.get(instance).is_some_and(gone) {
+        let known = self.known.get(instance);
+        let is_known = known.is_some();
+        if known.is_some_and(gone) {
             self.drop_gone(instance);
         }
+        is_known
+    }
+
+    /// The ids of the instances of a kind that are not at rest: what is accepted is not what is observed, they are on their way
+    /// up or down, or something is expected of them.
+    pub fn moving(&self, kind: Kind) -> Vec<String> {
+        fn moves<T: PartialEq>(reading: &Reading<T>) -> bool {
+            reading.accepted != reading.observed
+        }
+        let of_kind = self.known.iter().filter(|(instance, _)| instance.kind == kind);
+        let moving = of_kind.filter(|(_, known)| {
+            let Observed { state, cpus, cpu_limit, memory, .. } = &known.observed;
+            matches!(state, State::Starting | State::Stopping | State::Unknown)
+                || known.unseen
+                || known.settling
+                || !known.pending.is_empty()
+                || moves(cpus)
+                || moves(cpu_limit)
+                || moves(memory)
+        });
+        moving.map(|(instance, _)| instance.id.clone()).collect()
+    }
+
+    /// The next so many instances of a kind after this one, round and round.
+    pub fn next_of(&self, kind: Kind, after: Option<&InstanceId>, count: usize) -> Vec<InstanceId> {
+        let of_kind = || self.known.keys().filter(|instance| instance.kind == kind);
+        let later = of_kind().filter(|instance| after.is_none_or(|after| *instance > after));
+        let earlier = of_kind().filter(|instance| after.is_some_and(|after| *instance <= after));
+        later.chain(earlier).take(count).cloned().collect()
     }
 
     /// Drops an instance that is known to be gone, whatever was in flight on it.

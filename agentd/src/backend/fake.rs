@@ -110,6 +110,8 @@ pub struct FakeSpec {
     pub delay_ms: u64,
     /// How long each listing takes, in milliseconds.
     pub list_ms: u64,
+    /// Whether it can be followed: what stirs is told, and nothing need be listed for that.
+    pub announces: bool,
     /// How long after it was sent a call comes about that did not return in time, in milliseconds; also where the daemon has
     /// ended meanwhile.
     pub late_ms: Option<u64>,
@@ -150,6 +152,9 @@ impl Machine {
     }
 }
 
+/// What is told of an instance by one question about all.
+type Told = (State, u64, Held);
+
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Held {
     cpus: Limit<Cpus>,
@@ -180,6 +185,8 @@ pub struct Fake {
     verbs: Mutex<BTreeMap<String, usize>>,
     /// Names of what was changed behind the daemon's back.
     announced: broadcast::Sender<String>,
+    /// What was told of each instance when it was last asked what stirred, where it tells that.
+    told: Option<Mutex<BTreeMap<String, Told>>>,
     late_after: Option<Duration>,
     /// When this life of the daemon began, in milliseconds since the Unix epoch.
     began_ms: u64,
@@ -227,6 +234,7 @@ impl Fake {
             list_delay: Duration::from_millis(spec.list_ms),
             slow_look: Mutex::default(),
             announced: broadcast::Sender::new(64),
+            told: spec.announces.then(Mutex::default),
             deadline: Duration::from_millis(200),
         }
     }
@@ -269,6 +277,13 @@ impl Fake {
         }
         // Nobody need listen.
         let _ = self.announced.send(name.to_owned());
+    }
+
+    /// Changes what is saved behind the daemon's back, which nobody announces.
+    pub fn meddle_saved(&self, name: &str, values: &Values) {
+        if let Some(machine) = self.machines().get_mut(name) {
+            machine.saved.set(values);
+        }
     }
 
     /// Lets a call come about that did not return in time; whether there was one.
@@ -566,6 +581,17 @@ impl Backend for Fake {
             machine.state = if machine.state.is_up() { State::Stopped } else { State::Running };
         }
         Ok(machines.values().filter_map(|machine| observe(machine, Look::Plain)).collect())
+    }
+
+    async fn stirred(&self) -> Result<Vec<String>, BackendError> {
+        let Some(told) = &self.told else { return Err(BackendError::Unsupported("only a listing tells".into())) };
+        let now: BTreeMap<String, Told> = self
+            .machines()
+            .values()
+            .map(|machine| (id(&machine.spec.name), (machine.state, machine.boot, machine.live)))
+            .collect();
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(super::differing(&mut told, now))
     }
 
     async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {

@@ -10,6 +10,7 @@ mod logs;
 pub(crate) mod timed;
 pub mod units;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agentd_core::error::{Code, Problem};
@@ -110,6 +111,13 @@ pub trait Backend: Send + Sync {
     /// `State::Unknown`; it never fails the whole list.
     async fn list(&self) -> Result<Vec<Observed>, BackendError>;
 
+    /// The ids of the instances that came, went, or are seen to be in another state or of another size than when this was last
+    /// asked, all of them at first: what one question to the engine tells, however many instances there are. Together with
+    /// [`Backend::watch`] it keeps a listing true. [`BackendError::Unsupported`] where only [`Backend::list`] tells.
+    async fn stirred(&self) -> Result<Vec<String>, BackendError> {
+        Err(BackendError::Unsupported("only a listing tells".into()))
+    }
+
     /// One instance by its name, UUID, or id prefix (6 characters or more). The answer's `reference` has its proper name.
     async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError>;
 
@@ -159,6 +167,15 @@ pub trait Backend: Send + Sync {
     /// Tells the backend of a step that an earlier life of the daemon may have carried out on this instance, though nothing of
     /// it is seen: what the guest still does about it is ours, and not somebody else's.
     fn may_have_been_asked(&self, _action: &Action, _observed: &Observed) {}
+}
+
+/// The ids of what differs between what was told of all the last time and what is told now, which takes its place.
+fn differing<T: PartialEq>(last: &mut BTreeMap<String, T>, now: BTreeMap<String, T>) -> Vec<String> {
+    let gone = last.keys().filter(|id| !now.contains_key(*id));
+    let other = now.iter().filter(|(id, told)| last.get(*id) != Some(*told)).map(|(id, _)| id);
+    let stirred = gone.chain(other).cloned().collect();
+    *last = now;
+    stirred
 }
 
 /// A step is for the run that it was planned on. One planned while the instance was down is not for one that runs.

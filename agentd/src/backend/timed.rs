@@ -57,6 +57,10 @@ impl Backend for Timed {
         self.time("list", self.inner.list()).await
     }
 
+    async fn stirred(&self) -> Result<Vec<String>, BackendError> {
+        self.time("stirred", self.inner.stirred()).await
+    }
+
     async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {
         self.time("observe", self.inner.observe(name, look)).await
     }

@@ -25,7 +25,7 @@ use crate::executor::{Ended, Executor, unrecorded};
 use crate::inventory::Book;
 use crate::store::{Entry, Key, Reply, Told};
 
-/// How old the inventory may be when a growth is admitted against it.
+/// How old the inventory of an engine that isn't followed may be when a growth is admitted against it.
 const ADMISSION_AGE: Duration = Duration::from_secs(2);
 /// How long a guest may take to tell what it uses.
 const USAGE_TIME: Duration = Duration::from_secs(5);
@@ -202,12 +202,19 @@ impl Engine {
             _ => Duration::ZERO,
         };
         let backend = self.backend(instance.kind)?;
+        let mut begun = self.book().moment();
         let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
         let ended = AssertUnwindSafe(run).catch_unwind().await;
-        let ended = ended.unwrap_or_else(|_| Ended::by_defect(&mut operation, "a change"));
+        let (ended, seen) = ended.unwrap_or_else(|_| (Ended::by_defect(&mut operation, "a change"), None));
 
-        let begun = self.book().moment();
-        let look = backend.observe(&operation.identity.id, Look::Plain).await;
+        // The look after the last step of a change that went well is as good as another one.
+        let look = match seen {
+            Some(observed) => Ok(observed),
+            None => {
+                begun = self.book().moment();
+                backend.observe(&operation.identity.id, Look::Plain).await
+            }
+        };
         let gone = matches!(look, Err(BackendError::NotFound(_)));
         let observed = look.ok();
         let drift = {
@@ -374,7 +381,7 @@ impl Engine {
         match planned {
             Ok(plan) => {
                 if grows(self.book().ledger().charge(&seen.instance_id()), plan.charge) {
-                    self.refresh(ADMISSION_AGE).await;
+                    self.refresh_unfollowed(ADMISSION_AGE).await;
                 }
             }
             // What was promised may have been given back since the last listing.

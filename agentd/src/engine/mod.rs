@@ -20,7 +20,7 @@ mod tests;
 mod usage;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -32,6 +32,7 @@ use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, Target};
 use agentd_core::operation::Who;
 use agentd_core::plan::HostCapacity;
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch as channel;
 use tokio::time::Instant;
@@ -51,6 +52,9 @@ use crate::store::{Store, StoreError};
 
 /// How long a request waits for the listing of one kind; then what was known of it before has to do, and is told.
 const LISTING_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Instances of a kind that are looked at side by side.
+const LOOKS_AT_ONCE: usize = 6;
 
 /// What a note of a reload that was not taken begins with.
 const NOT_RELOADED: &str = "the config file was not reloaded, the one before is in force";
@@ -110,10 +114,42 @@ struct Slot {
     queued: AtomicUsize,
 }
 
-/// One backend with the time at which its last full listing was begun.
+/// One backend, and how far what is known of its instances can be relied on.
 struct Source {
     backend: Arc<dyn Backend>,
+    /// When the last look at all was begun; held while there is one.
     listed: tokio::sync::Mutex<Option<Instant>>,
+    following: Mutex<Following>,
+}
+
+/// How closely an engine is followed.
+#[derive(Debug, Default)]
+struct Following {
+    /// Since when everything that is announced is heard, and [`Backend::stirred`] tells the rest.
+    heard: Option<Instant>,
+    /// When the last full listing that went well was begun.
+    listed: Option<Instant>,
+    /// What was announced and has not been looked at yet.
+    announced: BTreeSet<String>,
+    /// What the slow round over all of them looked at last.
+    round: Option<InstanceId>,
+}
+
+impl Source {
+    fn new(backend: Arc<dyn Backend>) -> Self {
+        Source { backend, listed: tokio::sync::Mutex::default(), following: Mutex::default() }
+    }
+
+    fn following(&self) -> MutexGuard<'_, Following> {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether everything has been listed since all that is announced is heard: then what is known is kept true by looking
+    /// at what stirs, and costs the same however many instances there are.
+    fn is_followed(&self) -> bool {
+        let following = self.following();
+        following.heard.zip(following.listed).is_some_and(|(heard, listed)| listed >= heard)
+    }
 }
 
 struct Inner {
@@ -148,8 +184,7 @@ impl Engine {
         let metrics = Metrics::new();
         store.count_with(metrics.clone());
         let timed = |backend| Arc::new(Timed::new(backend, metrics.clone())) as Arc<dyn Backend>;
-        let source =
-            |backend: Arc<dyn Backend>| (backend.kind(), Source { backend, listed: tokio::sync::Mutex::default() });
+        let source = |backend: Arc<dyn Backend>| (backend.kind(), Source::new(backend));
         let book = Mutex::new(Book::new(&settings.config, settings.host, epoch));
         Engine {
             inner: Arc::new(Inner {
@@ -338,10 +373,17 @@ impl Engine {
         }
     }
 
-    /// Sees to it that the inventory of every kind was listed not longer than `max_age` ago. One listing of a kind serves
-    /// all who wait for it; a backend that does not answer leaves what is known of its instances in force.
+    /// Sees to it that the inventory of every kind was looked at not longer than `max_age` ago. One look at a kind serves all who
+    /// wait for it; a backend that does not answer leaves what is known of its instances in force.
     async fn refresh(&self, max_age: Duration) {
         let kinds: Vec<Kind> = self.inner.sources.keys().copied().collect();
+        futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
+    }
+
+    /// The same of the kinds that are not followed: of those that are, what is known is true enough to admit a growth.
+    async fn refresh_unfollowed(&self, max_age: Duration) {
+        let unfollowed = self.inner.sources.iter().filter(|(_, source)| !source.is_followed());
+        let kinds: Vec<Kind> = unfollowed.map(|(kind, _)| *kind).collect();
         futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
     }
 
@@ -363,11 +405,17 @@ impl Engine {
         if listed.is_some_and(|begun| begun + max_age >= asked) {
             return;
         }
-        let (started, begun) = (Instant::now(), self.book().moment());
+        let started = Instant::now();
+        if source.is_followed() && self.look_at_stirred(kind, source).await {
+            *listed = Some(started);
+            return;
+        }
+        let begun = self.book().moment();
         let listing = source.backend.list().await;
         *listed = Some(started);
         match listing {
             Ok(listing) => {
+                source.following().listed = Some(started);
                 if self.book().unavailable().contains_key(&kind) {
                     tracing::info!("{kind}s can be listed again");
                 }
@@ -383,6 +431,46 @@ impl Engine {
                 self.book().record_unavailable(kind, why);
             }
         }
+    }
+
+    /// Looks at what stirred and at what moves, of an engine that is followed; whether that went well.
+    async fn look_at_stirred(&self, kind: Kind, source: &Source) -> bool {
+        let Ok(stirred) = source.backend.stirred().await else { return false };
+        let mut names = std::mem::take(&mut source.following().announced);
+        names.extend(stirred);
+        names.extend(self.book().moving(kind));
+        let looked = self.look_again(kind, names).await;
+        if looked {
+            self.book().record_available(kind);
+        }
+        looked
+    }
+
+    /// Looks at these instances, by name or id; whether each could be seen, or is known to be gone.
+    async fn look_again(&self, kind: Kind, names: impl IntoIterator<Item = String>) -> bool {
+        let looks = names.into_iter().map(|name| async move {
+            let Ok(source) = self.source(kind) else { return false };
+            // A change in flight looks for itself. What happens just after its last look is seen the next time.
+            if self.book().is_busy(kind, &name) {
+                source.following().announced.insert(name);
+                return true;
+            }
+            let begun = self.book().moment();
+            match source.backend.observe(&name, Look::Plain).await {
+                Ok(observed) => {
+                    let drift = self.book().record(observed, begun, &self.settings().config);
+                    self.drifted(drift);
+                    true
+                }
+                // What was known by this very id is gone. Of a name it can't be told whose it was, but what stirred can.
+                Err(BackendError::NotFound(_)) => {
+                    let known = self.book().forget(&InstanceId { kind, id: name }, begun);
+                    known || source.is_followed()
+                }
+                Err(_) => false,
+            }
+        });
+        futures_util::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).all(std::future::ready).await
     }
 
     fn slot(&self, instance: &InstanceId) -> Arc<Slot> {

@@ -1,6 +1,7 @@
 //! Changes on the fake engine, through the engine's front door: what succeeds, what is refused, and what is left after each
 //! fault at each step.
 
+mod followed;
 mod lifecycle;
 
 use std::sync::Arc;

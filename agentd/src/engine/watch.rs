@@ -1,8 +1,8 @@
 //! Keeps inventory, ledger and record true while nobody asks: what engines announce is looked at soon, everything now and
 //! then. What was changed behind the daemon's back is drift: it is told, and put back where the config says so.
 
-use std::collections::BTreeSet;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use agentd_core::access::Right;
@@ -12,10 +12,10 @@ use agentd_core::instance::{InstanceId, Kind, Observed, Saved, Target};
 use agentd_core::operation::REPAIR;
 use agentd_core::units::{Amount, Limit};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::{Ask, Engine, Peer, Wish, keys};
-use crate::backend::{Look, Notice};
+use super::{Ask, Engine, Peer, Source, Wish, keys};
+use crate::backend::Notice;
 use crate::clock::{millis, now_ms};
 use crate::inventory::Drift;
 
@@ -25,6 +25,8 @@ const NOTICES: usize = 1024;
 const BURST: Duration = Duration::from_millis(100);
 /// systemd may still be setting cgroups when it says that it has read its units anew.
 const RELOADED: Duration = Duration::from_millis(500);
+/// How many instances of a kind that is followed are looked at each time, whatever was heard of them.
+const ROUND: usize = 20;
 /// How long a lost engine is left alone before it is watched again.
 const RECONNECT: Duration = Duration::from_secs(1);
 /// How often what changed of the inventory goes on record.
@@ -39,21 +41,18 @@ const REPAIR_PAUSE: Duration = Duration::from_secs(10);
 const REPAIR_WAIT: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Keeps the inventory true: lists everything each `listing`, and looks at what is announced. Runs until the daemon
-    /// ends.
+    /// Keeps the inventory true: looks at all each `listing`, and at what is announced. Runs until the daemon ends.
     pub fn keep_fresh(&self, listing: Duration) {
         for kind in self.inner.sources.keys().copied() {
-            let (send, notices) = mpsc::channel(NOTICES);
             let engine = self.clone();
-            tokio::spawn(async move { engine.listen(kind, send).await });
-            let engine = self.clone();
-            tokio::spawn(async move { engine.follow(kind, notices).await });
+            tokio::spawn(async move { engine.listen(kind).await });
         }
         let engine = self.clone();
         tokio::spawn(async move {
             loop {
                 engine.refresh(Duration::ZERO).await;
                 sleep(listing).await;
+                engine.go_round().await;
             }
         });
         let engine = self.clone();
@@ -98,51 +97,65 @@ impl Engine {
         }
     }
 
-    async fn listen(&self, kind: Kind, notices: mpsc::Sender<Notice>) {
-        let Ok(backend) = self.backend(kind) else { return };
-        loop {
-            let lost = backend.watch(notices.clone()).await;
-            tracing::debug!(%kind, error = %lost, "announcements have ended");
-            sleep(RECONNECT).await;
-            // What happened meanwhile was announced to nobody.
-            if notices.send(Notice::All).await.is_err() {
-                return;
-            }
+    /// Of the kinds that are followed, looks at some more of what nothing was heard of: not all changes are announced, and an idle
+    /// daemon on a host with many instances should not take more of it than on one with few.
+    async fn go_round(&self) {
+        for (kind, source) in self.inner.sources.iter().filter(|(_, source)| source.is_followed()) {
+            let next = {
+                let mut following = source.following();
+                let next = self.book().next_of(*kind, following.round.as_ref(), ROUND);
+                following.round = next.last().cloned();
+                next
+            };
+            self.look_again(*kind, next.into_iter().map(|instance| instance.id)).await;
         }
     }
 
-    async fn follow(&self, kind: Kind, mut notices: mpsc::Receiver<Notice>) {
-        let Ok(backend) = self.backend(kind) else { return };
+    async fn listen(&self, kind: Kind) {
+        let Ok(source) = self.source(kind) else { return };
+        loop {
+            let (send, notices) = mpsc::channel(NOTICES);
+            let hears = AtomicBool::new(true);
+            let watch = async {
+                let lost = source.backend.watch(send).await;
+                hears.store(false, Ordering::Release);
+                source.following().heard = None;
+                lost
+            };
+            let (lost, ()) = tokio::join!(watch, self.follow(kind, source, notices, &hears));
+            tracing::debug!(%kind, error = %lost, "announcements have ended");
+            sleep(RECONNECT).await;
+            // What happened meanwhile was announced to nobody.
+            self.refresh_kind(kind, Duration::ZERO).await;
+        }
+    }
+
+    /// Looks at what is announced, until nothing is any more.
+    async fn follow(&self, kind: Kind, source: &Source, mut notices: mpsc::Receiver<Notice>, hears: &AtomicBool) {
         while let Some(first) = notices.recv().await {
+            let mut all = take(source, first);
+            // Who lists everything meanwhile looks at them at once.
             sleep(BURST).await;
-            let mut all = false;
-            let mut names = BTreeSet::new();
-            let mut next = Some(first);
-            while let Some(notice) = next {
-                match notice {
-                    Notice::All => all = true,
-                    Notice::Instance(name) => drop(names.insert(name)),
-                }
-                next = notices.try_recv().ok();
+            while let Ok(notice) = notices.try_recv() {
+                all |= take(source, notice);
             }
             if all {
+                let begun = Instant::now();
+                // What stirs from here on is told the next time.
+                let stirs = source.backend.stirred().await.is_ok();
+                source.following().heard = (stirs && hears.load(Ordering::Acquire)).then_some(begun);
                 self.refresh_kind(kind, Duration::ZERO).await;
                 continue;
             }
-            for name in names {
-                // A change in flight looks for itself, and its end is an observation.
-                if self.book().is_busy(kind, &name) {
-                    continue;
-                }
-                let begun = self.book().moment();
-                match backend.observe(&name, Look::Plain).await {
-                    Ok(observed) => {
-                        let drift = self.book().record(observed, begun, &self.settings().config);
-                        self.drifted(drift);
-                    }
-                    // Gone, or not to be seen: a listing tells which.
-                    Err(_) => self.refresh_kind(kind, Duration::ZERO).await,
-                }
+            let looked = {
+                // Who asks for a list meanwhile waits for what is looked at here.
+                let _looking = source.listed.lock().await;
+                let names = std::mem::take(&mut source.following().announced);
+                self.look_again(kind, names).await
+            };
+            if !looked {
+                // Gone, or not to be seen: a listing tells which.
+                self.refresh_kind(kind, Duration::ZERO).await;
             }
         }
     }
@@ -281,6 +294,17 @@ impl Engine {
             }
         }
         none()
+    }
+}
+
+/// Takes an announcement down; whether it concerns all.
+fn take(source: &Source, notice: Notice) -> bool {
+    match notice {
+        Notice::All => true,
+        Notice::Instance(name) => {
+            source.following().announced.insert(name);
+            false
+        }
     }
 }
 

@@ -25,9 +25,19 @@ pub(super) struct UsageQuery {
     pattern: Option<String>,
 }
 
-/// What one instance uses. The first time it takes a moment longer: a rate needs two looks.
+/// What `GET /v1/instances/{kind}/{name}/usage` takes.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OneQuery {
+    /// Tell at once, without a rate where there is none yet.
+    #[serde(default)]
+    now: bool,
+}
+
+/// What one instance uses. The first time it takes a moment longer, unless `now`: a rate needs two looks.
 #[utoipa::path(get, path = "/v1/instances/{kind}/{name}/usage",
-    params(("kind" = String, Path), ("name" = String, Path, description = "one percent-encoded segment")), responses(
+    params(("kind" = String, Path), ("name" = String, Path, description = "one percent-encoded segment"), OneQuery), responses(
     (status = 200, body = UsageView),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
@@ -35,9 +45,10 @@ pub(super) async fn usage(
     AxumState(engine): AxumState<Engine>,
     Extension(peer): Extension<Peer>,
     path: Result<Path<(String, String)>, PathRejection>,
+    query: Result<Query<OneQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let target = decode_path(path)?;
-    Ok(json(StatusCode::OK, &engine.usage(&peer, &target).await?))
+    let (target, OneQuery { now }) = (decode_path(path)?, decode_query(query)?);
+    Ok(json(StatusCode::OK, &engine.usage(&peer, &target, now).await?))
 }
 
 /// What all instances use that are up, and what is in use of the host.

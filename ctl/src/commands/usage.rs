@@ -31,15 +31,15 @@ pub(super) fn usage(context: &Context, args: &Usage) -> Result<Report, Failure> 
     Ok(context.screen.success(&reply.body, rendered::all(&list, context.screen.out_width), err))
 }
 
-/// What an instance that is shown uses, in a line or two. It is no part of what was asked for, so that a daemon that doesn't tell
-/// is no failure.
+/// What an instance that is shown uses, in a line or two, as far as that can be told at once. It is no part of what was asked for,
+/// so that a daemon that doesn't tell is no failure.
 pub(super) fn in_short(context: &Context, instance: &Instance) -> String {
     let seen = !context.screen.json && !context.screen.quiet;
     let reference = match instance.reference.parse() {
         Ok(Target::Full(reference)) if seen && instance.state.is_up() => reference,
         _ => return String::new(),
     };
-    let reply = context.client.get_within(&path(&reference), GLANCE_TIME);
+    let reply = context.client.get_within(&format!("{}?now=true", path(&reference)), GLANCE_TIME);
     let view = reply.and_then(|reply| reply.read::<UsageView>());
     view.map(|view| rendered::in_short(&view, context.screen.out_width)).unwrap_or_default()
 }

@@ -85,7 +85,7 @@ impl Schedule {
             })
             .collect();
         Schedule {
-            fake: json!({"instances": specs, "faults": faults, "delay_ms": rng.below(3) * 40}),
+            fake: json!({"instances": specs, "faults": faults, "delay_ms": rng.below(3) * 40, "announces": rng.chance(1, 2)}),
             cpus: 4 + rng.below(8),
             memory_mib: u32::try_from(2048 + rng.below(8) * 1024).unwrap_or(2048),
             instances,

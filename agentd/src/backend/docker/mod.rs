@@ -14,7 +14,7 @@ mod live_tests;
 mod logs;
 mod view;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 use self::client::Client;
 use self::limits::{Impossible, Native};
-use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup, check_boot};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup, check_boot, differing};
 
 /// How many containers are asked about at once.
 const INSPECTED_AT_ONCE: usize = 16;
@@ -53,7 +53,12 @@ pub struct Docker {
     host_cpus: Mutex<Option<(Instant, Option<Cpus>)>>,
     /// The main process of each running container by id, as of the last look: where its cgroup is found.
     processes: Mutex<HashMap<String, u32>>,
+    /// What the engine told of each container when it was last asked what stirred.
+    told: Mutex<BTreeMap<String, Told>>,
 }
+
+/// What the engine's list tells of a container: its names and its state.
+type Told = (Option<Vec<String>>, Option<String>);
 
 impl Docker {
     /// Connects to nothing yet: the engine may come up later, and go and come back.
@@ -63,6 +68,7 @@ impl Docker {
             host: Arc::new(cgroup::Host::new()),
             host_cpus: Mutex::new(None),
             processes: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -217,6 +223,17 @@ impl Backend for Docker {
             .buffer_unordered(INSPECTED_AT_ONCE)
             .filter_map(std::future::ready);
         Ok(described.collect().await)
+    }
+
+    async fn stirred(&self) -> Result<Vec<String>, BackendError> {
+        let told = |summary: ContainerSummary| {
+            let state = summary.state.map(|state| state.to_string());
+            Some((summary.id?, (summary.names, state)))
+        };
+        let now: BTreeMap<String, Told> = self.client.list().await?.into_iter().filter_map(told).collect();
+        self.processes().retain(|id, _| now.contains_key(id));
+        let mut last = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(differing(&mut last, now))
     }
 
     async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {

@@ -15,7 +15,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -94,12 +94,23 @@ pub(super) struct Job<'a> {
     /// Where its pid files are.
     pub(super) pid_dirs: &'a [PathBuf],
     sent: Cell<bool>,
+    domain: &'a OnceLock<String>,
 }
 
 impl Job<'_> {
     /// From here on a broken connection leaves the outcome unknown.
     pub(super) fn about_to_change(&self) {
         self.sent.set(true);
+    }
+
+    /// From here on it is this domain's QEMU that hangs, where anything does. Of a job that has named one, that one.
+    pub(super) fn concerns(&self, uuid: &str) {
+        self.domain.get_or_init(|| uuid.to_owned());
+    }
+
+    /// Whether the fault lies with the connection, so that another one may serve.
+    pub(super) fn is_cut_off(&self, error: &ffi::Error) -> bool {
+        !self.connect.is_alive() || is_about_connection(error.code)
     }
 }
 
@@ -168,7 +179,7 @@ struct Wait {
     tally: Arc<Mutex<Tally>>,
     phase: Arc<AtomicU8>,
     line: Arc<Line>,
-    domain: String,
+    domain: Arc<OnceLock<String>>,
     single: bool,
 }
 
@@ -176,7 +187,7 @@ impl Drop for Wait {
     fn drop(&mut self) {
         let mut tally = lock(&self.tally);
         if self.phase.compare_exchange(RUNNING, OVERDUE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            tally.overdue.push(self.domain.clone());
+            tally.overdue.push(self.domain.get().cloned().unwrap_or_default());
             if !self.single {
                 tally.lines.retain(|place| !Arc::ptr_eq(&place.line, &self.line));
             }
@@ -189,7 +200,7 @@ impl Drop for Wait {
 struct End {
     calls: Calls,
     class: Class,
-    domain: String,
+    domain: Arc<OnceLock<String>>,
     line: Arc<Line>,
     phase: Arc<AtomicU8>,
 }
@@ -198,12 +209,13 @@ impl Drop for End {
     fn drop(&mut self) {
         let idle = {
             let mut tally = lock(&self.calls.tally);
+            let domain = self.domain.get().map_or("", String::as_str);
             if self.phase.swap(ENDED, Ordering::AcqRel) == OVERDUE
-                && let Some(at) = tally.overdue.iter().position(|stuck| *stuck == self.domain)
+                && let Some(at) = tally.overdue.iter().position(|stuck| stuck == domain)
             {
                 tally.overdue.swap_remove(at);
             }
-            tally.release(self.class, &self.domain, &self.line)
+            tally.release(self.class, domain, &self.line)
         };
         // Closing may block, so it is done here: after the lock.
         drop(idle);
@@ -219,6 +231,11 @@ impl Calls {
             single: uri.starts_with("test:"),
             tally: Arc::default(),
         }
+    }
+
+    /// Whether one connection serves all.
+    pub(super) fn are_single(&self) -> bool {
+        self.single
     }
 
     /// Where pid files are.
@@ -247,18 +264,22 @@ impl Calls {
         let deadline = class.deadline();
         let line = self.admit(class, domain)?;
         let phase = Arc::new(AtomicU8::new(RUNNING));
+        let concerned = Arc::new(OnceLock::new());
+        if !domain.is_empty() {
+            concerned.get_or_init(|| domain.to_owned());
+        }
         let wait = Wait {
             tally: Arc::clone(&self.tally),
             phase: Arc::clone(&phase),
             line: Arc::clone(&line),
-            domain: domain.to_owned(),
+            domain: Arc::clone(&concerned),
             single: self.single,
         };
         let (tell, told) = oneshot::channel();
-        let end = End { calls: self.clone(), class, domain: domain.to_owned(), line, phase };
+        let end = End { calls: self.clone(), class, domain: concerned, line, phase };
         let called = what.to_owned();
         let work = move || {
-            let answer = end.calls.attempt(&end.line, &called, &job);
+            let answer = end.calls.attempt(&end.line, &called, &end.domain, &job);
             drop(end);
             // Nobody listens after the deadline.
             let _ = tell.send(answer);
@@ -317,18 +338,19 @@ impl Calls {
         &self,
         line: &Line,
         what: &str,
+        domain: &OnceLock<String>,
         job: &impl Fn(&Job<'_>) -> Result<T, Fail>,
     ) -> Result<T, BackendError> {
         let mut again = true;
         loop {
             let connect = line.open(&self.uri).map_err(|error| self.unavailable(&error.message))?;
-            let job_on = Job { connect: &connect, pid_dirs: &self.pid_dirs, sent: Cell::new(false) };
+            let job_on = Job { connect: &connect, pid_dirs: &self.pid_dirs, sent: Cell::new(false), domain };
             let error = match job(&job_on) {
                 Ok(answer) => return Ok(answer),
                 Err(Fail::Told(error)) => return Err(error),
                 Err(Fail::Virt(error)) => error,
             };
-            if connect.is_alive() && !is_about_connection(error.code) {
+            if !job_on.is_cut_off(&error) {
                 return Err(translate(what, &error));
             }
             if job_on.sent.get() {

@@ -2,34 +2,36 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use agentd_core::units::{Cpus, Limit};
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::{Cgroup, Controller, hierarchies};
 
 use super::ffi::Bandwidth;
 use super::quota;
 
-/// The cgroup that holds the whole VM of this process, as its CPU controller has it; `None` where it is in none.
-fn vm(pid: u32) -> Option<Cgroup> {
+/// The cgroup that holds the whole VM of this process, as its CPU controller has it, and whether libvirt made it; `None` where
+/// it is in none.
+fn vm(pid: u32) -> Option<(Cgroup, bool)> {
     let unified = hierarchies::is_cgroup2_unified_mode();
     let memberships = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = vm_path(membership(&memberships, unified)?)?;
-    Some(Cgroup::load_with_specified_controllers(hierarchies::auto(), path, vec!["cpu".into()]))
+    let member = membership(&memberships, unified)?;
+    let cgroup = Cgroup::load_with_specified_controllers(hierarchies::auto(), vm_path(member)?, vec!["cpu".into()]);
+    Some((cgroup, own_path(member).is_some()))
 }
 
 /// Where that cgroup is: the folder in which libvirt makes one for each vCPU.
 pub(super) fn folder(pid: u32) -> Option<PathBuf> {
-    Some(vm(pid)?.controller_of::<CpuController>()?.path().to_owned())
+    Some(vm(pid)?.0.controller_of::<CpuController>()?.path().to_owned())
 }
 
-/// The limit of that cgroup; `None` where there is none to read.
-pub(super) fn cpu_limit(pid: u32) -> Option<Limit<Cpus>> {
-    let cgroup = vm(pid)?;
+/// The bandwidth of that cgroup, and whether that is the VM's own, so that it is what libvirt would tell; `None` where there is
+/// none to read.
+pub(super) fn bandwidth(pid: u32) -> Option<(Bandwidth, bool)> {
+    let (cgroup, own) = vm(pid)?;
     let cpu: &CpuController = cgroup.controller_of()?;
     let period = cpu.cfs_period().ok()?;
-    // v2's `max` arrives as the largest number, which reads as no limit.
-    let quota = cpu.cfs_quota().ok()?;
-    Some(quota::limit(Bandwidth { quota, period }))
+    // v2's `max` arrives as the largest number; libvirt takes −1 for none.
+    let quota = cpu.cfs_quota().ok().map(|quota| if quota >= quota::NO_QUOTA { -1 } else { quota })?;
+    Some((Bandwidth { quota, period }, own))
 }
 
 /// The path of the CPU controller in `/proc/PID/cgroup` (cgroups(7)).

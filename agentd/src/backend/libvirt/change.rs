@@ -277,7 +277,7 @@ fn set(
         }
     }
     if let Some(cpus) = values.cpus {
-        if live && let Some((counted, threads)) = look::sight(domain, job.pid_dirs)?.vcpu_disagreement() {
+        if live && let Some((counted, threads)) = look::sight(domain, job.pid_dirs, true)?.vcpu_disagreement() {
             return Err(BackendError::InvalidState(reading::disagreement(counted, threads)).into());
         }
         done = set_vcpus(job, domain, flags, vcpu_count(cpus)?)?;

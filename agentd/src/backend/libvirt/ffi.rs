@@ -4,7 +4,7 @@
 //! name and answers `Ok(false)` to a vCPU change that worked, and whose 0.5 drops the errors of `set_memory`. Knows nothing
 //! of deadlines: every call here may block, and its caller gives it a thread of its own.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Once;
 
@@ -57,6 +57,8 @@ pub(super) type Flags = c_uint;
 pub(super) const LIVE: Flags = sys::VIR_DOMAIN_AFFECT_LIVE;
 /// What the next start will have.
 pub(super) const CONFIG: Flags = sys::VIR_DOMAIN_AFFECT_CONFIG;
+/// The most scheduler parameters that libvirt's protocol carries (REMOTE_DOMAIN_SCHEDULER_PARAMETERS_MAX); QEMU's driver has 9.
+const SCHEDULER_PARAMETERS: c_int = 16;
 /// vCPUs that are added can be taken away again while the guest runs.
 pub(super) const HOTPLUGGABLE: Flags = sys::VIR_DOMAIN_VCPU_HOTPLUGGABLE;
 
@@ -222,6 +224,17 @@ pub(super) struct MemoryStats {
     pub(super) last_update: Option<u64>,
 }
 
+/// What libvirt counts of a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Info {
+    /// `virDomainState`.
+    pub(super) state: c_uint,
+    /// vCPUs.
+    pub(super) vcpus: c_uint,
+    /// Memory in KiB, as of the last that QEMU said of its balloon.
+    pub(super) memory: c_ulong,
+}
+
 /// CPU bandwidth as libvirt keeps it: microseconds, 0 where unset, a quota below 0 for none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Bandwidth {
@@ -281,13 +294,22 @@ impl Domain {
         Ok((c_uint::try_from(state).unwrap_or(0), c_uint::try_from(reason).unwrap_or(0)))
     }
 
+    /// What libvirt counts of it without asking QEMU.
+    pub(super) fn info(&self) -> Result<Info> {
+        self.raw_info().map(|info| Info { state: info.state.into(), vcpus: info.nrVirtCpu.into(), memory: info.memory })
+    }
+
     /// CPU time since its start, in nanoseconds.
     pub(super) fn cpu_time(&self) -> Result<u64> {
+        self.raw_info().map(|info| info.cpuTime)
+    }
+
+    fn raw_info(&self) -> Result<sys::virDomainInfo> {
         let mut info = std::mem::MaybeUninit::<sys::virDomainInfo>::uninit();
         // SAFETY: a live domain and a place for the answer.
         check(unsafe { sys::virDomainGetInfo(self.raw(), info.as_mut_ptr()) })?;
         // SAFETY: filled by libvirt, which told so.
-        Ok(unsafe { info.assume_init() }.cpuTime)
+        Ok(unsafe { info.assume_init() })
     }
 
     /// The definition of what runs, or of the next start.
@@ -307,6 +329,15 @@ impl Domain {
 
     /// The whole VM's CPU bandwidth.
     pub(super) fn bandwidth(&self, flags: Flags) -> Result<Bandwidth> {
+        // Room for all that a driver has: one question in place of two.
+        self.bandwidth_of(SCHEDULER_PARAMETERS, flags).or_else(|_| {
+            let count = self.scheduler_parameters(flags)?;
+            self.bandwidth_of(count, flags)
+        })
+    }
+
+    /// How many scheduler parameters there are.
+    fn scheduler_parameters(&self, flags: Flags) -> Result<c_int> {
         let mut count: c_int = 0;
         // SAFETY: a live domain; with no array libvirt tells how many parameters there are.
         check(unsafe { sys::virDomainGetSchedulerParametersFlags(self.raw(), ptr::null_mut(), &raw mut count, flags) })
@@ -320,6 +351,10 @@ impl Domain {
             // SAFETY: as above.
             take_text(unsafe { sys::virDomainGetSchedulerType(self.raw(), &raw mut count) })?;
         }
+        Ok(count)
+    }
+
+    fn bandwidth_of(&self, count: c_int, flags: Flags) -> Result<Bandwidth> {
         let mut params = Params::with_room_for(count);
         let mut filled = c_int::try_from(params.0.len()).unwrap_or(0);
         // SAFETY: the array has room for `filled` parameters; libvirt sets `filled` to those it wrote.

@@ -1,11 +1,12 @@
-//! vCPUs that come and go, told by the kernel: libvirt announces neither, but gives each vCPU a cgroup `vcpuN` below its
-//! domain's, and a folder can be watched. Where a domain has no cgroup of its own there is nothing to watch, and nothing
-//! comes from a libvirt in another cgroup namespace: the kernel tells of a folder in the namespace alone that changed it.
+//! What libvirt doesn't announce and the kernel tells. vCPUs that come and go: each has a cgroup `vcpuN` below its domain's, and
+//! a folder can be watched. Where a domain has no cgroup of its own there is nothing to watch, and nothing comes from a libvirt
+//! in another cgroup namespace: the kernel tells of a folder in the namespace alone that changed it. And definitions that are
+//! written anew: each is a file of its domain's name.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt;
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
@@ -20,10 +21,11 @@ type Buffer = [u8; 4096];
 /// A boot of a domain: its UUID and its id.
 pub(super) type Boot = (String, u32);
 
-/// The domains whose cgroups are watched.
+/// What is watched: the cgroups of domains that run, and the folder of definitions.
 pub(super) struct Hotplug {
     events: EventStream<Buffer>,
     watched: HashMap<Boot, WatchDescriptor>,
+    definitions: Option<WatchDescriptor>,
 }
 
 /// A domain that runs, and its cgroup where that was looked for and found.
@@ -41,10 +43,34 @@ pub(super) fn running(job: &Job<'_>, known: &HashSet<Boot>) -> Result<Vec<Runnin
     Ok(running.collect())
 }
 
+/// Where the libvirt behind a URI keeps definitions, if it is on this host.
+pub(super) fn definitions(uri: &str) -> Option<PathBuf> {
+    let path = uri.split_once('?').map_or(uri, |(path, _)| path);
+    match path {
+        "qemu:///system" => Some(PathBuf::from("/etc/libvirt/qemu")),
+        "qemu:///session" => {
+            let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".config"));
+            let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home)?;
+            Some(config.join("libvirt/qemu"))
+        }
+        _ => None,
+    }
+}
+
 impl Hotplug {
-    /// Watches nothing yet.
-    pub(super) fn new() -> io::Result<Hotplug> {
-        Ok(Hotplug { events: Inotify::init()?.into_event_stream([0; size_of::<Buffer>()])?, watched: HashMap::new() })
+    /// Watches the folder of definitions, where there is one, and no domain yet.
+    pub(super) fn new(definitions: Option<&Path>) -> io::Result<Hotplug> {
+        let events = Inotify::init()?.into_event_stream([0; size_of::<Buffer>()])?;
+        // libvirt writes a definition beside the old one and renames it.
+        let watch = |folder: &Path| match events.watches().add(folder, WatchMask::MOVED_TO | WatchMask::ONLYDIR) {
+            Ok(descriptor) => Some(descriptor),
+            Err(error) => {
+                tracing::debug!("{} can't be watched: {error}", folder.display());
+                None
+            }
+        };
+        let definitions = definitions.and_then(watch);
+        Ok(Hotplug { events, watched: HashMap::new(), definitions })
     }
 
     /// What is watched.
@@ -98,6 +124,10 @@ impl Hotplug {
         if event.mask.contains(EventMask::IGNORED) {
             self.watched.retain(|_, descriptor| *descriptor != event.wd);
         }
+        if self.definitions.as_ref() == Some(&event.wd) {
+            let domain = Path::new(event.name.as_deref()?).to_str()?.strip_suffix(".xml")?;
+            return Some(Notice::Instance(domain.to_owned()));
+        }
         event.name.as_deref().filter(|name| is_vcpu(name))?;
         let ((uuid, _), _) = self.watched.iter().find(|(_, descriptor)| **descriptor == event.wd)?;
         Some(Notice::Instance(uuid.clone()))
@@ -121,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_vcpu_that_comes_or_goes_is_announced_for_its_domain_and_other_cgroups_are_not() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut hotplug = Hotplug::new().unwrap();
+        let mut hotplug = Hotplug::new(None).unwrap();
         hotplug.follow(vec![running("a", 1, a.path()), running("b", 2, b.path())]);
         std::fs::create_dir(a.path().join("emulator")).unwrap();
         std::fs::create_dir(b.path().join("vcpu1")).unwrap();
@@ -133,9 +163,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_definition_that_is_written_anew_is_announced_by_the_name_of_its_domain() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut hotplug = Hotplug::new(Some(folder.path())).unwrap();
+        for name in ["web.xml.new", "notes", "web.1.xml"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        std::fs::rename(folder.path().join("web.xml.new"), folder.path().join("web.xml")).unwrap();
+        assert_eq!(hotplug.next().await, Notice::Instance("web".into()));
+        std::fs::rename(folder.path().join("notes"), folder.path().join("more")).unwrap();
+        std::fs::rename(folder.path().join("web.1.xml"), folder.path().join("web.2.xml")).unwrap();
+        assert_eq!(hotplug.next().await, Notice::Instance("web.2".into()));
+        assert!(Hotplug::new(Some(std::path::Path::new("/nowhere"))).unwrap().definitions.is_none());
+    }
+
+    #[test]
+    fn only_a_libvirt_of_this_host_has_definitions_here() {
+        let system = Some(PathBuf::from("/etc/libvirt/qemu"));
+        assert_eq!((definitions("qemu:///system"), definitions("qemu:///system?socket=/x")), (system.clone(), system));
+        assert_eq!((definitions("qemu+ssh://host/system"), definitions("test:///default")), (None, None));
+    }
+
+    #[tokio::test]
     async fn a_domain_that_stopped_is_watched_no_more_and_a_new_boot_is() {
         let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut hotplug = Hotplug::new().unwrap();
+        let mut hotplug = Hotplug::new(None).unwrap();
         hotplug.follow(vec![running("a", 1, old.path())]);
         // Its cgroup need not be looked for again.
         hotplug.follow(vec![(("a".into(), 1), None)]);
@@ -151,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_cgroup_that_vanishes_is_forgotten() {
         let folder = tempfile::tempdir().unwrap();
-        let mut hotplug = Hotplug::new().unwrap();
+        let mut hotplug = Hotplug::new(None).unwrap();
         hotplug.follow(vec![running("a", 1, folder.path())]);
         drop(folder);
         assert!(tokio::time::timeout(Duration::from_millis(50), hotplug.next()).await.is_err());

@@ -1,14 +1,15 @@
 //! Looks at a domain: everything that libvirt, `/proc` and the cgroup say of it, gathered on a blocking thread and handed
 //! over uninterpreted. What it means is `reading.rs`'s business.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::cgroup;
-use super::ffi::{self, Bandwidth, CONFIG, Connect, Domain, LIVE, MemoryStats};
+use super::ffi::{self, Bandwidth, CONFIG, Connect, Domain, Info, LIVE, MemoryStats};
 use super::guests::Still;
 use super::process::{self, Process};
 use super::xml::{self, Definition};
+use super::{cgroup, quota};
 use agentd_core::units::{Cpus, Limit};
 
 /// What was seen of one domain, in libvirt's own terms.
@@ -69,8 +70,28 @@ fn is_uuid(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
-/// What can be told without asking QEMU: answers at once, also where QEMU hangs.
-pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf]) -> Result<Sighting, ffi::Error> {
+/// What can be told of a domain that is one of many: whether another look at it would show something else.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Glance {
+    name: String,
+    id: Option<u32>,
+    info: Option<Info>,
+}
+
+/// All domains, by UUID: one question, and one more for each that is up, which libvirt answers by itself.
+pub(super) fn glance(connect: &Connect) -> Result<BTreeMap<String, Glance>, ffi::Error> {
+    let domains = connect.domains()?;
+    let told = domains.iter().filter_map(|domain| {
+        let (name, id) = (domain.name().ok()?, domain.id());
+        let info = id.and_then(|_| domain.info().ok());
+        Some((domain.uuid().ok()?, Glance { name, id, info }))
+    });
+    Ok(told.collect())
+}
+
+/// What can be told without asking QEMU: answers at once, also where QEMU hangs. Of the CPU bandwidth libvirt is asked only
+/// where neither the kernel nor the definition tells it (`saves_bandwidth`): that takes two questions for each side.
+pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf], saves_bandwidth: bool) -> Result<Sighting, ffi::Error> {
     let (name, uuid) = (domain.name()?, domain.uuid()?);
     let (state, id) = (domain.state()?, domain.id());
     let active = id.is_some();
@@ -80,16 +101,23 @@ pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf]) -> Result<Sighting, f
     };
     let live = if active { Some(read(false)?) } else { None };
     let saved = if domain.is_persistent()? { Some(read(true)?) } else { None };
-    let down = || Err("it is down".to_owned());
-    let transient = || Err("it is transient".to_owned());
     let bandwidth = |flags| domain.bandwidth(flags).map_err(|error| error.message);
     let process = if active { process::find(pid_dirs, &name, &uuid) } else { None };
+    let in_kernel = process.and_then(|process| cgroup::bandwidth(process.pid));
     Ok(Sighting {
         id,
         state,
-        live_bandwidth: if active { bandwidth(LIVE) } else { down() },
-        saved_bandwidth: if saved.is_some() { bandwidth(CONFIG) } else { transient() },
-        cgroup_limit: process.and_then(|process| cgroup::cpu_limit(process.pid)),
+        live_bandwidth: match in_kernel {
+            _ if !active => Err("it is down".to_owned()),
+            Some((enforced, true)) => Ok(enforced),
+            _ => bandwidth(LIVE),
+        },
+        saved_bandwidth: match &saved {
+            None => Err("it is transient".to_owned()),
+            Some(saved) if saves_bandwidth => Ok(saved.bandwidth),
+            Some(_) => bandwidth(CONFIG),
+        },
+        cgroup_limit: in_kernel.map(|(enforced, _)| quota::limit(enforced)),
         balloon: Balloon::NotAsked,
         online: None,
         name,

@@ -33,6 +33,7 @@ mod tests;
 mod watch;
 mod xml;
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,8 +51,8 @@ use self::asked::Memory;
 use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
 use self::guests::Guests;
-use self::look::{Balloon, Sighting};
-use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup as kernel};
+use self::look::{Balloon, Glance, Sighting};
+use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup as kernel, differing};
 
 /// Domains looked at side by side when all are listed.
 const LOOKS_AT_ONCE: usize = 6;
@@ -66,13 +67,25 @@ pub struct Libvirt {
     asked: Mutex<Memory>,
     guests: Arc<Mutex<Guests>>,
     host: Arc<kernel::Host>,
+    /// What was seen of each domain when it was last looked over.
+    told: Mutex<BTreeMap<String, Glance>>,
+    /// Whether a definition tells all of what is saved of the CPU bandwidth.
+    saves_bandwidth: bool,
 }
 
 impl Libvirt {
     /// Connects at the first call, so that agentd starts where libvirt is down.
     pub fn new(uri: String) -> Self {
         let host = Arc::new(kernel::Host::new());
-        Libvirt { calls: Calls::new(&uri), asked: Mutex::default(), guests: Arc::default(), host, uri }
+        Libvirt {
+            calls: Calls::new(&uri),
+            asked: Mutex::default(),
+            guests: Arc::default(),
+            host,
+            told: Mutex::default(),
+            saves_bandwidth: is_system_qemu(&uri),
+            uri,
+        }
     }
 
     /// Never held over a call.
@@ -86,30 +99,47 @@ impl Libvirt {
         of(&self.guests)
     }
 
-    /// All that can be seen of a domain; the balloon apart, because asking QEMU hangs where QEMU hangs.
+    /// All that can be seen of a domain. The balloon last, because asking QEMU hangs where QEMU hangs: what was seen before that
+    /// is told all the same.
     async fn see(&self, name: &str, look: Look) -> Result<Sighting, BackendError> {
         let what = format!("observe {name}");
-        let named = name.to_owned();
-        let job = move |job: &calls::Job<'_>| Ok(look::sight(&look::look_up(job.connect, &named)?, job.pid_dirs)?);
-        let mut seen = self.calls.run(Class::Look, "", &what, job).await?;
-        let Some(live) = &seen.live else { return Ok(seen) };
-        if self.calls.is_stuck(&seen.uuid) {
-            seen.balloon = Balloon::Deaf("an earlier call is overdue".into());
-            return Ok(seen);
-        }
         let wait = match look {
             Look::Plain => Duration::ZERO,
             Look::Usage(wait) => wait.min(READ_DEADLINE - BESIDE_THE_WAIT),
         };
-        let (uuid, period, wait) =
-            (seen.uuid.clone(), live.stats_period, if live.balloon { wait } else { Duration::ZERO });
-        let still = self.guests().still(&uuid);
-        let job = move |job: &calls::Job<'_>| Ok(look::ask_balloon(&job.connect.by_uuid(&uuid)?, period, wait, still)?);
-        seen.balloon = match self.calls.run(Class::Ask, &seen.uuid, &what, job).await {
-            Ok(balloon) => balloon,
-            Err(error @ (BackendError::Unavailable(_) | BackendError::Overloaded(_))) => return Err(error),
-            Err(error) => Balloon::Deaf(error.to_string()),
+        let so_far = Arc::new(Mutex::new(None));
+        let (named, called, seen_first) = (name.to_owned(), what.clone(), Arc::clone(&so_far));
+        let (calls, guests, saves_bandwidth) = (self.calls.clone(), Arc::clone(&self.guests), self.saves_bandwidth);
+        let job = move |job: &calls::Job<'_>| {
+            let domain = look::look_up(job.connect, &named)?;
+            let mut seen = look::sight(&domain, job.pid_dirs, saves_bandwidth)?;
+            let Some(live) = &seen.live else { return Ok(seen) };
+            if calls.is_stuck(&seen.uuid) {
+                seen.balloon = Balloon::Deaf("an earlier call is overdue".into());
+                return Ok(seen);
+            }
+            *of(&seen_first) = Some(seen.clone());
+            job.concerns(&seen.uuid);
+            let (period, wait) = (live.stats_period, if live.balloon { wait } else { Duration::ZERO });
+            let still = of(&guests).still(&seen.uuid);
+            seen.balloon = match look::ask_balloon(&domain, period, wait, still) {
+                Ok(balloon) => balloon,
+                Err(error) if job.is_cut_off(&error) => return Err(error.into()),
+                Err(error) => Balloon::Deaf(calls::translate(&called, &error).to_string()),
+            };
+            Ok(seen)
         };
+        let seen = match self.calls.run(Class::Look, "", &what, job).await {
+            Err(error @ BackendError::Timeout(_)) => {
+                let seen: Option<Sighting> = of(&so_far).take();
+                let seen = seen.ok_or_else(|| error.clone())?;
+                Sighting { balloon: Balloon::Deaf(error.to_string()), ..seen }
+            }
+            seen => seen?,
+        };
+        if seen.live.is_none() {
+            return Ok(seen);
+        }
         let actual = if let Balloon::Said { stats, .. } = &seen.balloon { stats.actual } else { None };
         self.guests().balloon_seen(&seen.uuid, actual, look::now());
         Ok(seen)
@@ -171,8 +201,14 @@ impl Libvirt {
     }
 }
 
-fn of(guests: &Mutex<Guests>) -> MutexGuard<'_, Guests> {
-    guests.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether a URI is that of QEMU's driver with all its rights, on whichever host: a session's has no CPU bandwidth.
+fn is_system_qemu(uri: &str) -> bool {
+    let path = uri.split_once('?').map_or(uri, |(path, _)| path);
+    path.starts_with("qemu") && path.ends_with("/system")
+}
+
+fn of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -195,7 +231,8 @@ impl Backend for Libvirt {
             Ok(domains.iter().filter_map(|domain| Some((domain.name().ok()?, domain.uuid().ok()?))).collect::<Vec<_>>())
         };
         let mut known = self.calls.run(Class::Look, "", "list the domains", job).await?;
-        let exists = |uuid: &str| known.iter().any(|(_, known)| known == uuid);
+        let uuids: HashSet<&str> = known.iter().map(|(_, uuid)| uuid.as_str()).collect();
+        let exists = |uuid: &str| uuids.contains(uuid);
         self.asked().keep_only(exists);
         self.guests().keep_only(exists);
         known.retain(|(name, _)| match Ref::new(Kind::Vm, name) {
@@ -217,6 +254,17 @@ impl Backend for Libvirt {
             }
         });
         Ok(futures_util::stream::iter(looks).buffered(LOOKS_AT_ONCE).filter_map(std::future::ready).collect().await)
+    }
+
+    async fn stirred(&self) -> Result<Vec<String>, BackendError> {
+        if self.calls.are_single() {
+            return Err(BackendError::Unsupported("libvirt's test driver announces nothing to others".into()));
+        }
+        let job = |job: &calls::Job<'_>| Ok(look::glance(job.connect)?);
+        let now = self.calls.run(Class::Look, "", "look over the domains", job).await?;
+        self.asked().keep_only(|uuid| now.contains_key(uuid));
+        self.guests().keep_only(|uuid| now.contains_key(uuid));
+        Ok(differing(&mut of(&self.told), now))
     }
 
     async fn observe(&self, name: &str, look: Look) -> Result<Observed, BackendError> {

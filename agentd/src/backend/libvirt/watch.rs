@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   libvirt's thread ─► a callback, which never waits ─► queue ─┐
-//!                                        vcpuN in a cgroup ─────┴─► notices
+//!            vcpuN in a cgroup, a definition in its folder ─────┴─► notices
 //! ```
 
 use std::io;
@@ -53,9 +53,9 @@ pub(super) async fn watch(calls: &Calls, uri: &str, notices: &mpsc::Sender<Notic
         Ok(listening) => listening,
         Err(error) => return error,
     };
-    let mut hotplug = Hotplug::new();
+    let mut hotplug = Hotplug::new(hotplug::definitions(uri).as_deref());
     if let Err(error) = &hotplug {
-        tracing::warn!("vCPUs that come and go are not announced: {error}");
+        tracing::warn!("neither vCPUs that come and go nor definitions that change are announced: {error}");
     }
     send(notices, Notice::All).await;
     let mut stirred = true;

@@ -29,7 +29,7 @@ fn looks(engine: &Engine) -> u64 {
 async fn who_asks_first_is_told_a_rate_and_all_who_ask_at_once_share_the_looks() {
     let (engine, _) = engine(burning(&json!({})), CONFIG);
     let (peer, target) = (peer(), target());
-    let asked = (0..20).map(|_| engine.usage(&peer, &target));
+    let asked = (0..20).map(|_| engine.usage(&peer, &target, false));
     for told in futures_util::future::join_all(asked).await {
         let cpu = told.unwrap().cpu;
         assert!(cpu.rate.is_some_and(|rate| (rate - 0.5).abs() < 0.01), "{cpu:?}");
@@ -39,20 +39,28 @@ async fn who_asks_first_is_told_a_rate_and_all_who_ask_at_once_share_the_looks()
     assert!((2..=6).contains(&looks), "20 callers made for {looks} looks");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_what_can_be_told_now_waits_for_no_rate() {
+    let (engine, _) = engine(burning(&json!({})), CONFIG);
+    let began = tokio::time::Instant::now();
+    let told = engine.usage(&peer(), &target(), true).await.unwrap();
+    assert!(told.cpu.rate.is_none() && began.elapsed() < PAIR, "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn another_run_is_not_compared_with_the_one_before() {
     let (engine, fake) = engine(burning(&json!({})), CONFIG);
-    engine.usage(&peer(), &target()).await.unwrap();
+    engine.usage(&peer(), &target(), false).await.unwrap();
     tokio::time::sleep(2 * PAIR).await;
     fake.restart("web");
-    let again = engine.usage(&peer(), &target()).await.unwrap().cpu;
+    let again = engine.usage(&peer(), &target(), false).await.unwrap().cpu;
     assert!(again.rate.is_some() && again.window_ms < Some(1200), "{again:?}");
 }
 
 #[tokio::test]
 async fn what_nobody_counts_is_told_without_waiting_for_a_second_look() {
     let (engine, _) = engine(web(&json!([])), CONFIG);
-    let told = engine.usage(&peer(), &target()).await.unwrap();
+    let told = engine.usage(&peer(), &target(), false).await.unwrap();
     assert_eq!((told.cpu.rate, told.cpu.total_ms, told.cpu.throttled), (None, None, None));
     assert_eq!(looks(&engine), 1);
 }

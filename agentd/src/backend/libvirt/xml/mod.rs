@@ -5,6 +5,7 @@ pub(super) mod tree;
 
 use std::ops::Range;
 
+use super::ffi::Bandwidth;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
@@ -24,6 +25,8 @@ pub(super) struct Definition {
     pub(super) max_vcpus: u32,
     /// `<vcpu current=…>`: present vCPUs.
     pub(super) vcpus: u32,
+    /// `<cputune>`: the whole VM's CPU bandwidth.
+    pub(super) bandwidth: Bandwidth,
     /// Whether it has ACPI.
     pub(super) acpi: bool,
     /// Whether there is a balloon device at all.
@@ -161,6 +164,8 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                         }
                     }
                     "devices/memory/target/current" => found.device_current += kib(text, unit.as_deref())?,
+                    "cputune/global_period" => found.bandwidth.period = text.parse().unwrap_or_default(),
+                    "cputune/global_quota" => found.bandwidth.quota = text.parse().unwrap_or_default(),
                     "vcpu" => found.max_vcpus = text.parse().map_err(|_| format!("its <vcpu> is {text:?}"))?,
                     _ => {}
                 }
