@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh [build|demo|check|deb|rpm|test|host]…`.
+# Installs, on Debian 12, the packages that building, the demo and the tests need: `setup.sh GROUP…`, the groups below.
 # Says what it installs, prints nothing when all is there, and starts no service: the tests run engines of their own.
 # shellcheck disable=SC2086 # lists of packages are meant to be split
 set -eu
@@ -7,10 +7,12 @@ set -eu
 build="gcc libc6-dev make pkg-config libvirt-dev"
 # The demo runs on libvirt's test driver, which lives inside the client library.
 demo="libvirt0"
-check="dbus-daemon"
+check="dbus-daemon valgrind"
 deb="binutils dpkg-dev"
 rpm="binutils rpm"
 host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
+# A peer to measure beside.
+bench="lxd lxd-client"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
   busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps tmux util-linux prometheus
   prometheus-node-exporter"
@@ -25,7 +27,8 @@ for what in "${@:-build}"; do
     rpm) wanted="$wanted $build $rpm" ;;
     test) wanted="$wanted $build $check $test" ;;
     host) wanted="$wanted $host" ;;
-    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host]..." >&2; exit 2 ;;
+    bench) wanted="$wanted $bench" ;;
+    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host|bench]..." >&2; exit 2 ;;
   esac
 done
 
