@@ -185,6 +185,12 @@ impl Figures {
         self.row(Unit::Ratio, value, (percentile(&ratios, 25), percentile(&ratios, 75)), goal)
     }
 
+    /// Our median by itself, in milliseconds.
+    pub fn ours(&self, goal: f64) -> Row {
+        let (ours, _) = self.sides();
+        self.row(Unit::Milliseconds, percentile(&ours, 50), (percentile(&ours, 25), percentile(&ours, 75)), goal)
+    }
+
     /// By how many milliseconds our median is above the rival's.
     pub fn difference(&self, goal: f64) -> Row {
         let (ours, rival) = self.sides();
@@ -193,14 +199,15 @@ impl Figures {
         self.row(Unit::Milliseconds, value, (percentile(&differences, 25), percentile(&differences, 75)), goal)
     }
 
-    /// Our 99th percentile as a part of the rival's. Its spread is that of the middle half of the ratios of blocks of pairs.
+    /// Our 99th percentile as a part of the rival's, under a name that says so. Its spread is that of the middle half of the ratios of blocks of pairs.
     pub fn ratio_of_p99(&self, goal: f64) -> Row {
         let (ours, rival) = self.sides();
         let blocks = ours.chunks_exact(BLOCK).zip(rival.chunks_exact(BLOCK));
         let ratios: Vec<f64> = blocks.map(|(ours, rival)| percentile(ours, 99) / percentile(rival, 99)).collect();
         let value = percentile(&ours, 99) / percentile(&rival, 99);
         let row = self.row(Unit::Ratio, value, (percentile(&ratios, 25), percentile(&ratios, 75)), goal);
-        Row { ours_ms: Some(percentile(&ours, 99)), rival_ms: Some(percentile(&rival, 99)), ..row }
+        let what = format!("{}, p99", self.what);
+        Row { what, ours_ms: Some(percentile(&ours, 99)), rival_ms: Some(percentile(&rival, 99)), ..row }
     }
 }
 
