@@ -40,7 +40,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let one = start(1, 0)?;
     let thousand = start(1000, 0)?;
     let own = own_time(&one)?;
-    tell(report, [own.difference(1.5), own.ratio_of_p99(2.0)]);
+    tell(report, [own.ours(1.5), own.ratio_of_p99(2.0)]);
     tell(report, [beside_a_thousand(&one, &thousand)?.ratio(1.1)]);
     tell(report, throughput(&thousand)?);
     tell(report, [at_once()?]);
@@ -93,8 +93,7 @@ fn commits(folder: &Path) -> Result<impl Fn(Level) -> Result<()>> {
 fn own_time(agentd: &Agentd) -> Result<Figures> {
     let ours = changing("all that is agentd's, over a kept connection", agentd)?;
     let rival = Contender::call("two bare commits (SQLite, synced)", commits(agentd.folder())?);
-    let figures = Match::new("own time", ours, rival).run(CHANGES)?;
-    Ok(figures)
+    Match::new("own time", ours, rival).run(CHANGES)
 }
 
 fn beside_a_thousand(one: &Agentd, thousand: &Agentd) -> Result<Figures> {
@@ -237,12 +236,7 @@ fn reads(agentd: &Agentd) -> Result<Figures> {
             ended.map(drop)
         })?;
     }
-    Ok(Figures::new(
-        "reads beside changes, p99",
-        "a read while 1,000 changes run",
-        "an echo under the same load",
-        times,
-    ))
+    Ok(Figures::new("reads beside changes", "a read while 1,000 changes run", "an echo under the same load", times))
 }
 
 /// What of a process' memory is its own, in bytes (`RssAnon` of /proc).
