@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod http;
 pub mod inventory;
 pub mod log;
+pub mod memory;
 mod metrics;
 pub mod settings;
 pub mod socket;

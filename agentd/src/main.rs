@@ -13,7 +13,7 @@ use agentd::backend::{self, Backend};
 use agentd::engine::{Engine, Settings};
 use agentd::socket::Socket;
 use agentd::store::{Store, StoreError};
-use agentd::{http, settings};
+use agentd::{http, memory, settings};
 use agentd_core::config::Config;
 use anyhow::Context;
 use args::Args;
@@ -27,6 +27,9 @@ const LISTING: Duration = Duration::from_secs(30);
 
 /// How often the service manager is told what is going on, where that has changed.
 const STATUS: Duration = Duration::from_secs(2);
+
+/// How often memory that is free is given back to the host.
+const GIVEN_BACK: Duration = Duration::from_secs(30);
 
 /// How long changes may take to end when the daemon stops; with the connections' own time, less than systemd waits.
 const CHANGES_END: Duration = Duration::from_secs(45);
@@ -93,6 +96,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     tracing::info!("agentd {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
     tokio::spawn(tell_status(engine.clone()));
+    tokio::spawn(give_memory_back());
     http::serve(listener, engine.clone(), stopped).await.context("the socket can't be served any more")?;
     // Also those whose callers have gone: cut in the middle, nobody would take them back.
     if tokio::time::timeout(CHANGES_END, engine.idle()).await.is_err() {
@@ -174,6 +178,15 @@ async fn tell_status(engine: Engine) {
             notify(&[NotifyState::Status(&status)]);
             told = status;
         }
+    }
+}
+
+/// Gives back what the start took, then now and then what listings and bursts did.
+async fn give_memory_back() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    loop {
+        memory::give_back();
+        tokio::time::sleep(GIVEN_BACK).await;
     }
 }
 

@@ -80,6 +80,9 @@ pub struct Page {
     pub states: bool,
 }
 
+/// How much of its file a connection keeps in memory. What is written is small and mostly at the ends of its trees, so that
+/// SQLite's own 2 MiB would mostly be what an idle daemon holds on to.
+const CACHE_KIB: i64 = 512;
 /// The most states of instances that are kept.
 const MOST_STATES: i64 = 200_000;
 
@@ -279,6 +282,7 @@ fn connect(location: &Location, flags: OpenFlags) -> Result<Connection, StoreErr
         None => Connection::open_with_flags(&location.path, flags),
     }?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     Ok(connection)
 }
 

@@ -17,7 +17,7 @@ use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
     StartContainerOptions,
 };
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 
 use crate::backend::BackendError;
 
@@ -166,18 +166,30 @@ impl Client {
         self.change(id, &what, call).await
     }
 
-    /// What happens to containers from `since` on (Unix seconds), by full id, until the connection is lost. What happened
-    /// between then and now comes first, so nothing is missed while connecting.
+    /// What happened to containers between these times (Unix seconds), by full id, as far as the engine still has it at hand.
+    pub(super) async fn happened(&self, since: Duration, until: Duration) -> Result<Vec<String>, BackendError> {
+        let happened = self.events(since, Some(until))?.try_collect();
+        let told = tokio::time::timeout(READ, happened).await;
+        told.unwrap_or_else(|_| Err(self.late(Call::Read, "events", READ)))
+    }
+
+    /// What happens to containers from `since` on (Unix seconds), by full id, until the connection is lost or `until`. What
+    /// happened between then and now comes first, so nothing is missed while connecting.
     pub(super) fn events(
         &self,
         since: Duration,
+        until: Option<Duration>,
     ) -> Result<impl Stream<Item = Result<String, BackendError>> + Send + use<>, BackendError> {
         // The limit on bollard's side ends with the headers, which the engine sends at once.
         let docker = self.connect_for(READ.as_secs())?;
         let only = |word: &str, values: &[&str]| (word.to_owned(), values.iter().map(|&value| value.into()).collect());
         let filters: HashMap<String, Vec<String>> = [only("type", &["container"]), only("event", EVENTS)].into();
-        let since = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
-        let options = EventsOptionsBuilder::new().since(&since).filters(&filters).build();
+        let stamp = |time: Duration| format!("{}.{:09}", time.as_secs(), time.subsec_nanos());
+        let mut options = EventsOptionsBuilder::new().since(&stamp(since)).filters(&filters);
+        if let Some(until) = until {
+            options = options.until(&stamp(until));
+        }
+        let options = options.build();
         let client = self.clone();
         Ok(docker.events(Some(options)).filter_map(move |event| {
             let id = match event {
@@ -387,7 +399,7 @@ mod tests {
             r#"{"Type":"container","Action":"die","Actor":{"ID":"abcdef01"},"time":2}"#,
             "\n",
         )));
-        let events: Vec<_> = client.events(Duration::ZERO).unwrap().collect().await;
+        let events: Vec<_> = client.events(Duration::ZERO, None).unwrap().collect().await;
         assert_eq!(events, [Ok("c60e8af7".into()), Ok("abcdef01".into())]);
         let docker = crate::backend::docker::Docker::new(client.socket().to_owned());
         let (send, mut notices) = tokio::sync::mpsc::channel(8);

@@ -41,6 +41,9 @@ const SHORTEST_PREFIX: usize = 6;
 const HOST_CPUS_SERVE: Duration = Duration::from_secs(600);
 /// When it is asked again where it had no answer, so that an engine that hangs on this alone doesn't hold up each look.
 const HOST_CPUS_RETRY: Duration = Duration::from_secs(60);
+/// How long the engine's list serves for telling what stirred. In between it is asked what happened, which it has at hand: a
+/// list takes it a tenth of a millisecond for each container.
+const LIST_SERVES: Duration = Duration::from_secs(20);
 /// What a container is asked to stop with where it names nothing else.
 const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
 
@@ -53,12 +56,24 @@ pub struct Docker {
     host_cpus: Mutex<Option<(Instant, Option<Cpus>)>>,
     /// The main process of each running container by id, as of the last look: where its cgroup is found.
     processes: Mutex<HashMap<String, u32>>,
-    /// What the engine told of each container when it was last asked what stirred.
-    told: Mutex<BTreeMap<String, Told>>,
+    told: Mutex<Told>,
 }
 
-/// What the engine's list tells of a container: its names and its state.
-type Told = (Option<Vec<String>>, Option<String>);
+/// What the engine told when it was last asked what stirred.
+#[derive(Debug, Default)]
+struct Told {
+    /// Of each container: its names and its state.
+    listed: BTreeMap<String, (Option<Vec<String>>, Option<String>)>,
+    /// When that list was begun.
+    at: Option<Instant>,
+    /// Until when it is known what happened since, in Unix time.
+    until: Duration,
+}
+
+/// Unix time.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
 
 impl Docker {
     /// Connects to nothing yet: the engine may come up later, and go and come back.
@@ -116,6 +131,11 @@ impl Docker {
         };
         view::observed(inspected, seen, self.host_cpus().await)
             .map_err(|problem| BackendError::Failed(format!("docker's answer can't be used: {}", problem.detail)))
+    }
+
+    /// Never locked over an await.
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Never locked over an await.
@@ -226,14 +246,27 @@ impl Backend for Docker {
     }
 
     async fn stirred(&self) -> Result<Vec<String>, BackendError> {
+        let (begun, now) = (Instant::now(), now());
+        let since = {
+            let told = self.told();
+            // A clock that was set back tells nothing.
+            let serves = told.at.is_some_and(|at| at.elapsed() < LIST_SERVES) && told.until <= now;
+            serves.then_some(told.until)
+        };
+        if let Some(since) = since {
+            let happened = self.client.happened(since, now).await?;
+            self.told().until = now;
+            return Ok(happened);
+        }
         let told = |summary: ContainerSummary| {
             let state = summary.state.map(|state| state.to_string());
             Some((summary.id?, (summary.names, state)))
         };
-        let now: BTreeMap<String, Told> = self.client.list().await?.into_iter().filter_map(told).collect();
-        self.processes().retain(|id, _| now.contains_key(id));
-        let mut last = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(differing(&mut last, now))
+        let listed: BTreeMap<_, _> = self.client.list().await?.into_iter().filter_map(told).collect();
+        self.processes().retain(|id, _| listed.contains_key(id));
+        let mut told = self.told();
+        (told.at, told.until) = (Some(begun), now);
+        Ok(differing(&mut told.listed, listed))
     }
 
     async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {
@@ -254,8 +287,8 @@ impl Backend for Docker {
     }
 
     async fn watch(&self, notices: mpsc::Sender<Notice>) -> BackendError {
-        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut events = match self.client.events(began) {
+        let began = now();
+        let mut events = match self.client.events(began, None) {
             Ok(events) => Box::pin(events),
             Err(error) => return error,
         };

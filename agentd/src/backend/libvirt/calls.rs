@@ -118,6 +118,8 @@ impl Job<'_> {
 #[derive(Debug, Default)]
 struct Line {
     connect: Mutex<Option<Arc<Connect>>>,
+    /// Whether it is to hear events.
+    hears: bool,
 }
 
 impl Line {
@@ -127,7 +129,8 @@ impl Line {
             Some(connect) => Ok(Arc::clone(connect)),
             None => {
                 *connect = None;
-                let opened = Arc::new(Connect::open(uri)?);
+                let opened = if self.hears { Connect::open(uri)? } else { Connect::open_for_calls(uri)? };
+                let opened = Arc::new(opened);
                 *connect = Some(Arc::clone(&opened));
                 Ok(opened)
             }
@@ -328,7 +331,7 @@ impl Calls {
             place.jobs += 1;
             return Ok(Arc::clone(&place.line));
         }
-        let line = Arc::new(Line::default());
+        let line = Arc::new(Line { hears: self.single || class == Class::Listen, ..Line::default() });
         tally.lines.push(Place { class: wanted, line: Arc::clone(&line), jobs: 1 });
         Ok(line)
     }

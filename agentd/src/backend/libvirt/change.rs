@@ -13,7 +13,7 @@ use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
 use super::prepare::{Wish, boot_with, prepare};
 use super::xml::Definition;
 use super::xml::tree::parse;
-use super::{look, process, quota, reading, xml};
+use super::{cgroup, look, process, quota, reading, xml};
 use crate::backend::BackendError;
 
 /// What the backend must remember of a step.
@@ -322,6 +322,15 @@ fn is_late_unplug(error: &ffi::Error) -> bool {
     error.code == sys::VIR_ERR_OPERATION_TIMEOUT && !error.message.contains("state change lock")
 }
 
+/// The present period: the kernel's, where it is that of libvirt's own cgroup, which spares two questions.
+fn period(job: &Job<'_>, domain: &Domain, flags: Flags) -> Result<u64, ffi::Error> {
+    let pid = if flags == LIVE { process::pid(job.pid_dirs, &domain.name()?, &domain.uuid()?) } else { None };
+    match pid.and_then(cgroup::bandwidth) {
+        Some((enforced, true)) => Ok(enforced.period),
+        _ => Ok(domain.bandwidth(flags)?.period),
+    }
+}
+
 fn set_cpu_limit(
     job: &Job<'_>,
     domain: &Domain,
@@ -337,7 +346,7 @@ fn set_cpu_limit(
             (quota, period.filter(|period| *period != 0))
         }
         (None, Limit::Unlimited) => (-1, None),
-        (None, Limit::At(cpus)) => quota::bandwidth(cpus, domain.bandwidth(flags)?.period),
+        (None, Limit::At(cpus)) => quota::bandwidth(cpus, period(job, domain, flags)?),
     };
     job.about_to_change();
     match domain.set_bandwidth(Some(quota), period, flags) {

@@ -10,6 +10,7 @@ use std::sync::Once;
 
 use virt_sys as sys;
 
+mod eventloop;
 pub(super) mod events;
 
 /// An error in libvirt's words.
@@ -64,24 +65,17 @@ pub(super) const HOTPLUGGABLE: Flags = sys::VIR_DOMAIN_VCPU_HOTPLUGGABLE;
 
 extern "C" fn silent(_: *mut c_void, _: sys::virErrorPtr) {}
 
-/// Once a process: errors are returned, not printed; and the event loop that keepalive needs runs before any connection
-/// is opened (libvirt binds a connection to the loop that it finds at that moment).
+/// Once a process: errors are returned, not printed; and the event loop that events and keepalive need runs before any
+/// connection is opened (libvirt binds a connection to the loop that it finds at that moment).
 fn initialize() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: `silent` has the signature that libvirt wants, lives as long as the program and uses no data.
         unsafe { sys::virSetErrorFunc(ptr::null_mut(), Some(silent)) };
-        // SAFETY: no arguments; registered once, before any connection exists.
-        if unsafe { sys::virEventRegisterDefaultImpl() } < 0 {
-            tracing::warn!("libvirt's event loop can't be registered: {}", Error::last().message);
-            return;
-        }
+        eventloop::register();
         let turn = || {
             loop {
-                // SAFETY: the default loop is registered, and only this thread runs it.
-                if unsafe { sys::virEventRunDefaultImpl() } < 0 {
-                    std::thread::sleep(std::time::Duration::from_secs(1));
-                }
+                eventloop::turn();
             }
         };
         if let Err(error) = std::thread::Builder::new().name("libvirt-events".into()).spawn(turn) {
@@ -100,9 +94,19 @@ unsafe impl Send for Connect {}
 unsafe impl Sync for Connect {}
 
 impl Connect {
-    /// Opens a connection, with keepalive where the driver has it.
+    /// Opens a connection that hears events, with keepalive where the driver has it.
     pub(super) fn open(uri: &str) -> Result<Connect> {
         initialize();
+        Self::open_anywhere(uri)
+    }
+
+    /// Opens a connection for calls alone, outside of the event loop, where the driver can do without it.
+    pub(super) fn open_for_calls(uri: &str) -> Result<Connect> {
+        initialize();
+        eventloop::aside(|| Self::open_anywhere(uri))
+    }
+
+    fn open_anywhere(uri: &str) -> Result<Connect> {
         let uri = CString::new(uri).map_err(|_| Error::nul())?;
         // SAFETY: a NUL-terminated text that outlives the call.
         let raw = unsafe { sys::virConnectOpen(uri.as_ptr()) };
