@@ -12,7 +12,15 @@ const INIT: &str = "#!/bin/sh\ntrap 'exit 0' TERM PWR INT\nwhile :; do sleep 100
 /// A running LXD.
 pub struct Lxd {
     lab: Lab,
-    _daemon: Daemon,
+    container: String,
+    daemon: Daemon,
+}
+
+impl Drop for Lxd {
+    fn drop(&mut self) {
+        // It would outlive its daemon, and the lab.
+        let _ = self.lxc(&["delete", "--force", &self.container]);
+    }
 }
 
 impl Lxd {
@@ -23,19 +31,22 @@ impl Lxd {
     pub fn start(lab: &Lab, container: &str) -> Result<Self> {
         let folder = lab.dir().join("lxd");
         fs::create_dir_all(&folder)?;
-        let mut command = lab.command("lxd");
-        command.args(["--group", "root"]).env("LXD_DIR", &folder);
-        let mut daemon = Daemon::start(lab, "lxd", command)?;
-        wait_until("LXD's answer", Duration::from_secs(60), || match daemon.still_runs() {
-            Ok(()) => Ok(stdout_of(lab.command("lxc").env("LXD_DIR", &folder).arg("list")).ok().map(|_| Ok(()))),
+        // With mounts of its own only: inside the lab's cgroups LXC finds no root that it would take.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "lxd", "--group", "root"]).env("LXD_DIR", &folder);
+        let daemon = Daemon::start(lab, "lxd", command)?;
+        let mut lxd = Self { lab: lab.clone(), container: container.to_owned(), daemon };
+        wait_until("LXD's answer", Duration::from_secs(60), || match lxd.daemon.still_runs() {
+            Ok(()) => Ok(lxd.lxc(&["list"]).ok().map(|_| Ok(()))),
             Err(ended) => Ok(Some(Err(ended))),
         })??;
-        let lxd = Self { lab: lab.clone(), _daemon: daemon };
         lxd.lxc(&["storage", "create", "default", "dir"])?;
         lxd.lxc(&["profile", "device", "add", "default", "root", "disk", "path=/", "pool=default"])?;
         let image = lxd.image()?;
         lxd.lxc(&["image", "import", &image.to_string_lossy(), "--alias", "busybox"])?;
-        lxd.lxc(&["launch", "busybox", container, "-c", "security.privileged=true"])?;
+        let log = folder.join("logs").join(container).join("lxc.log");
+        lxd.lxc(&["launch", "busybox", container, "-c", "security.privileged=true"])
+            .with_context(|| fs::read_to_string(log).unwrap_or_default())?;
         Ok(lxd)
     }
 
@@ -69,7 +80,7 @@ impl Lxd {
         let init = folder.join("rootfs/sbin/init");
         fs::write(&init, INIT)?;
         fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        fs::write(folder.join("metadata.yaml"), "architecture: x86_64\ncreation_date: 0\n")?;
+        fs::write(folder.join("metadata.yaml"), "architecture: x86_64\ncreation_date: 1\n")?;
         let tar = self.lab.dir().join("image.tar.gz");
         let mut pack = Command::new("tar");
         pack.arg("-C").arg(&folder).arg("-czf").arg(&tar).args(["metadata.yaml", "rootfs"]);
