@@ -25,6 +25,7 @@ use agentd_core::plan::{
 use tokio::time::{Instant, sleep};
 
 use crate::backend::{Backend, BackendError, Look};
+use crate::inventory::Moment;
 use crate::store::{Entry, Store, StoreError};
 
 /// How long a value that is set at once may take to be read back: engines answer before their files are written.
@@ -81,19 +82,27 @@ pub struct Executor<'a> {
     guest_deadline: Instant,
     wait: Duration,
     recovering: bool,
-    /// What was seen since the last call that may have changed something.
-    seen: Mutex<Option<Observed>>,
+    /// What tells when a look was begun, where that is wanted.
+    moment: Option<&'a (dyn Fn() -> Moment + Send + Sync)>,
+    /// What was seen since the last call that may have changed something, and when that look was begun.
+    seen: Mutex<Option<(Observed, Moment)>>,
 }
 
 impl<'a> Executor<'a> {
     /// `wait` bounds the wait for the guest over all steps.
     pub fn new(backend: &'a dyn Backend, store: &'a Store, operation: &'a mut Operation, wait: Duration) -> Self {
         let guest_deadline = Instant::now() + wait;
-        Executor { backend, store, operation, guest_deadline, wait, recovering: false, seen: Mutex::default() }
+        let (recovering, moment, seen) = (false, None, Mutex::default());
+        Executor { backend, store, operation, guest_deadline, wait, recovering, moment, seen }
+    }
+
+    /// Keeps what was seen last, with the moment at which that look was begun: an older look must not take its place.
+    pub fn stamped(self, moment: &'a (dyn Fn() -> Moment + Send + Sync)) -> Self {
+        Executor { moment: Some(moment), ..self }
     }
 
     /// Carries the plan out to its end. Of one that went well, with what was seen after its last step.
-    pub async fn run(mut self) -> (Ended, Option<Observed>) {
+    pub async fn run(mut self) -> (Ended, Option<(Observed, Moment)>) {
         let ended = self.walk().await;
         let seen = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         let seen = seen.filter(|_| ended.problem.is_none());
@@ -519,12 +528,13 @@ impl<'a> Executor<'a> {
 
     async fn look(&self) -> Result<Observed, BackendError> {
         // By its id: a name may be given to another one while this one goes on under a new name.
+        let begun = self.moment.map(|moment| moment());
         let observed = self.backend.observe(&self.operation.identity.id, Look::Plain).await?;
-        *self.seen() = Some(observed.clone());
+        *self.seen() = begun.map(|begun| (observed.clone(), begun));
         Ok(observed)
     }
 
-    fn seen(&self) -> MutexGuard<'_, Option<Observed>> {
+    fn seen(&self) -> MutexGuard<'_, Option<(Observed, Moment)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

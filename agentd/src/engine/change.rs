@@ -202,17 +202,17 @@ impl Engine {
             _ => Duration::ZERO,
         };
         let backend = self.backend(instance.kind)?;
-        let mut begun = self.book().moment();
-        let run = Executor::new(&*backend, self.store(), &mut operation, wait).run();
+        let moment = || self.book().moment();
+        let run = Executor::new(&*backend, self.store(), &mut operation, wait).stamped(&moment).run();
         let ended = AssertUnwindSafe(run).catch_unwind().await;
         let (ended, seen) = ended.unwrap_or_else(|_| (Ended::by_defect(&mut operation, "a change"), None));
 
         // The look after the last step of a change that went well is as good as another one.
-        let look = match seen {
-            Some(observed) => Ok(observed),
+        let (look, begun) = match seen {
+            Some((observed, begun)) => (Ok(observed), begun),
             None => {
-                begun = self.book().moment();
-                backend.observe(&operation.identity.id, Look::Plain).await
+                let begun = moment();
+                (backend.observe(&operation.identity.id, Look::Plain).await, begun)
             }
         };
         let gone = matches!(look, Err(BackendError::NotFound(_)));
