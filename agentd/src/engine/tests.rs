@@ -136,6 +136,24 @@ async fn a_resize_changes_what_runs_and_what_is_saved_in_one_go() {
     assert_eq!((again.outcome, again.steps.len()), (Outcome::Unchanged, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_look_that_was_begun_in_the_middle_of_a_change_does_not_take_the_place_of_its_last() {
+    let mut spec = web(&serde_json::json!([]));
+    spec["delay_ms"] = 50.into();
+    let (engine, fake) = engine(spec, CONFIG);
+    let changing = engine.clone();
+    let body = serde_json::json!({"cpus": 4, "apply": "live"});
+    let change = tokio::spawn(async move { submit(&changing, resize(&body, SHORT)).await.unwrap() });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    // It tells of the 2 vCPUs that were there when it began, long after there are 4.
+    fake.slow_next_look(Duration::from_secs(1));
+    engine.show(&peer(), &Target::Full(reference())).await.unwrap();
+    assert_eq!(change.await.unwrap().outcome, Outcome::Changed);
+    let known = engine.book().get(&instance()).unwrap().observed.cpus.accepted;
+    assert_eq!(known, Some(Limit::At(Cpus::whole(4))));
+    assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(4));
+}
+
 /// Every step of a resize of all fields, failing in every way that takes effect at once.
 #[tokio::test(start_paused = true)]
 async fn a_step_that_fails_at_any_position_leaves_everything_as_it_was() {
