@@ -355,8 +355,13 @@ impl Book {
         is_known
     }
 
+    /// Whether an instance of a kind is charged what it uses, which nobody announces: it has no limit of memory.
+    pub fn charges_use(&self, kind: Kind) -> bool {
+        self.known.iter().any(|(instance, known)| instance.kind == kind && is_charged_by_use(&known.observed))
+    }
+
     /// The ids of the instances of a kind that are not at rest: what is accepted is not what is observed, they are on their way
-    /// up or down, or something is expected of them.
+    /// up or down, something is expected of them, or they are charged what they use.
     pub fn moving(&self, kind: Kind) -> Vec<String> {
         fn moves<T: PartialEq>(reading: &Reading<T>) -> bool {
             reading.accepted != reading.observed
@@ -365,6 +370,7 @@ impl Book {
         let moving = of_kind.filter(|(_, known)| {
             let Observed { state, cpus, cpu_limit, memory, .. } = &known.observed;
             matches!(state, State::Starting | State::Stopping | State::Unknown)
+                || is_charged_by_use(&known.observed)
                 || known.unseen
                 || known.settling
                 || !known.pending.is_empty()
@@ -639,6 +645,11 @@ fn charge_now(ledger: &Ledger, observed: &Observed, config: &Config) -> Charge {
 /// The places of the `[[limit]]`s that an instance falls under by its present name and labels.
 fn limits_of(observed: &Observed, config: &Config) -> Vec<usize> {
     config.rules_for(observed.reference.as_str(), &observed.labels).matching
+}
+
+/// Whether what it is charged follows its use of memory.
+fn is_charged_by_use(observed: &Observed) -> bool {
+    observed.state.is_up() && observed.memory.accepted == Some(Limit::Unlimited)
 }
 
 /// What a version stands for, apart from holds.

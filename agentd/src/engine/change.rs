@@ -25,7 +25,7 @@ use crate::executor::{Ended, Executor, unrecorded};
 use crate::inventory::Book;
 use crate::store::{Entry, Key, Reply, Told};
 
-/// How old the inventory of an engine that isn't followed may be when a growth is admitted against it.
+/// How old the inventory of an engine may be when a growth is admitted against it, where following it doesn't tell all.
 const ADMISSION_AGE: Duration = Duration::from_secs(2);
 /// How long a guest may take to tell what it uses.
 const USAGE_TIME: Duration = Duration::from_secs(5);
@@ -381,7 +381,7 @@ impl Engine {
         match planned {
             Ok(plan) => {
                 if grows(self.book().ledger().charge(&seen.instance_id()), plan.charge) {
-                    self.refresh_unfollowed(ADMISSION_AGE).await;
+                    self.refresh_to_admit(ADMISSION_AGE).await;
                 }
             }
             // What was promised may have been given back since the last listing.

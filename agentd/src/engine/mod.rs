@@ -380,10 +380,15 @@ impl Engine {
         futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
     }
 
-    /// The same of the kinds that are not followed: of those that are, what is known is true enough to admit a growth.
-    async fn refresh_unfollowed(&self, max_age: Duration) {
-        let unfollowed = self.inner.sources.iter().filter(|(_, source)| !source.is_followed());
-        let kinds: Vec<Kind> = unfollowed.map(|(kind, _)| *kind).collect();
+    /// The same of the kinds of which what is known is not true enough to admit a growth: those that are not followed, and those
+    /// that have instances which are charged what they use.
+    async fn refresh_to_admit(&self, max_age: Duration) {
+        let kinds: Vec<Kind> = {
+            let book = self.book();
+            let stale = |kind: &Kind, source: &Source| !source.is_followed() || book.charges_use(*kind);
+            let sources = self.inner.sources.iter();
+            sources.filter(|(kind, source)| stale(kind, source)).map(|(kind, _)| *kind).collect()
+        };
         futures_util::future::join_all(kinds.into_iter().map(|kind| self.refresh_kind(kind, max_age))).await;
     }
 

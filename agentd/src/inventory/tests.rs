@@ -264,3 +264,16 @@ fn a_record_that_can_be_read_late_takes_nothing_back_of_what_was_seen_meanwhile(
     assert_eq!((&known.observed, known.holds.len()), (&now, 1), "its values of now, its hold of before");
     assert_eq!(book.ledger().charge(&now.instance_id()).cpus, Cpus::whole(2));
 }
+
+#[test]
+fn what_is_charged_by_its_use_is_looked_at_with_what_moves_and_what_is_down_is_not() {
+    let limited = web(false);
+    let mut unlimited = limited.clone();
+    (unlimited.memory.accepted, unlimited.memory.observed) = (Some(Limit::Unlimited), Some(Limit::Unlimited));
+    let down = Observed { state: State::Stopped, ..unlimited.clone() };
+    for (observed, by_use) in [(limited, false), (unlimited.clone(), true), (down, false)] {
+        let book = book(std::slice::from_ref(&observed));
+        assert_eq!(book.charges_use(observed.reference.kind()), by_use, "{observed:?}");
+        assert_eq!(!book.moving(observed.reference.kind()).is_empty(), by_use, "{observed:?}");
+    }
+}
