@@ -8,6 +8,8 @@
 //!     └─► no answer in time ─► unknown and held: nothing more is touched until it is recovered
 //! ```
 //!
+//! An exact step that another one follows is read back with that one: a look costs as much as a step.
+//!
 //! A change that was cut off, by the end of the daemon or by a call that did not return, is recovered here too: by what is
 //! seen, on the same walks.
 
@@ -60,6 +62,8 @@ impl Ended {
 /// What one step came to.
 enum StepEnd {
     Done,
+    /// Applied; it is read back with what follows.
+    Unread,
     Pending(String),
     /// A graceful stop that a hard one follows.
     Overtaken(String),
@@ -82,6 +86,8 @@ pub struct Executor<'a> {
     guest_deadline: Instant,
     wait: Duration,
     recovering: bool,
+    /// The step whose beginning went on record with the plan.
+    marked: Option<usize>,
     /// What tells when a look was begun, where that is wanted.
     moment: Option<&'a (dyn Fn() -> Moment + Send + Sync)>,
     /// What was seen since the last call that may have changed something, and when that look was begun.
@@ -92,8 +98,13 @@ impl<'a> Executor<'a> {
     /// `wait` bounds the wait for the guest over all steps.
     pub fn new(backend: &'a dyn Backend, store: &'a Store, operation: &'a mut Operation, wait: Duration) -> Self {
         let guest_deadline = Instant::now() + wait;
-        let (recovering, moment, seen) = (false, None, Mutex::default());
-        Executor { backend, store, operation, guest_deadline, wait, recovering, moment, seen }
+        let (recovering, marked, moment, seen) = (false, None, None, Mutex::default());
+        Executor { backend, store, operation, guest_deadline, wait, recovering, marked, moment, seen }
+    }
+
+    /// Takes it that the beginning of this step is on record.
+    pub fn marked(self, step: Option<usize>) -> Self {
+        Executor { marked: step, ..self }
     }
 
     /// Keeps what was seen last, with the moment at which that look was begun: an older look must not take its place.
@@ -120,45 +131,91 @@ impl<'a> Executor<'a> {
                 StepState::Planned => {
                     self.advance(index, StepState::Doing, None);
                     if self.operation.steps[index].step.is_marked()
+                        && self.marked != Some(index)
                         && let Err(error) = self.mark().await
                     {
-                        let problem = unrecorded(&error);
-                        self.advance(index, StepState::Failed, Some(problem.detail.clone()));
-                        return self.unwind(problem, Some(index), false).await;
+                        let end = StepEnd::Failed { problem: unrecorded(&error), untouched: true };
+                        if let Some(ended) = self.take(index, end).await {
+                            return ended;
+                        }
                     }
                 }
                 // A recovery finishes it.
                 StepState::Doing => {}
                 _ => continue,
             }
-            match self.step(index).await {
-                StepEnd::Done => self.advance(index, StepState::Done, None),
-                StepEnd::Pending(seen) => {
-                    // A stop says in a note of its own how it went.
-                    if self.operation.verb != Verb::Stop {
-                        self.operation.notes.push(seen);
-                    }
-                    self.advance(index, StepState::Pending, None);
-                }
-                StepEnd::Overtaken(seen) => self.advance(index, StepState::Failed, Some(seen)),
-                StepEnd::Unknown(problem) => {
-                    self.operation.steps[index].error = Some(problem.detail.clone());
-                    return self.unknown(problem);
-                }
-                StepEnd::Abandoned(why) => {
-                    self.advance(index, StepState::Failed, Some(why.clone()));
-                    let problem = Problem::new(Code::InvalidState, why)
-                        .hint("look at it with `ctl show` and decide again: what ran before is gone");
-                    return self.unwind(problem, Some(index), true).await;
-                }
-                StepEnd::Failed { problem, untouched } => {
-                    self.advance(index, StepState::Failed, Some(problem.detail.clone()));
-                    return self.unwind(problem, untouched.then_some(index), false).await;
+            let end = self.step(index).await;
+            if let Some(ended) = self.take(index, end).await {
+                return ended;
+            }
+        }
+        for index in 0..self.operation.steps.len() {
+            if self.operation.steps[index].state == StepState::Doing {
+                let end = self.read(index, Instant::now()).await;
+                if let Some(ended) = self.take(index, end).await {
+                    return ended;
                 }
             }
         }
         self.operation.succeed();
         Ended::default()
+    }
+
+    /// Takes down what a step came to; where nothing may follow it, ends the change.
+    async fn take(&mut self, index: usize, end: StepEnd) -> Option<Ended> {
+        match end {
+            StepEnd::Done => self.advance(index, StepState::Done, None),
+            StepEnd::Unread => {}
+            StepEnd::Pending(seen) => {
+                // A stop says in a note of its own how it went.
+                if self.operation.verb != Verb::Stop {
+                    self.operation.notes.push(seen);
+                }
+                self.advance(index, StepState::Pending, None);
+            }
+            StepEnd::Overtaken(seen) => self.advance(index, StepState::Failed, Some(seen)),
+            StepEnd::Unknown(problem) => {
+                self.operation.steps[index].error = Some(problem.detail.clone());
+                return Some(self.unknown(problem));
+            }
+            StepEnd::Abandoned(why) => {
+                self.advance(index, StepState::Failed, Some(why.clone()));
+                self.read_rest().await;
+                let problem = Problem::new(Code::InvalidState, why)
+                    .hint("look at it with `ctl show` and decide again: what ran before is gone");
+                return Some(self.unwind(problem, Some(index), true).await);
+            }
+            StepEnd::Failed { problem, untouched } => {
+                self.advance(index, StepState::Failed, Some(problem.detail.clone()));
+                self.read_rest().await;
+                return Some(self.unwind(problem, untouched.then_some(index), false).await);
+            }
+        }
+        None
+    }
+
+    /// Whether a step is read back with the next one.
+    fn reads_later(&self, index: usize) -> bool {
+        let sets = |record: &StepRecord| matches!(record.step.action, Action::Set { .. });
+        let steps = &self.operation.steps;
+        !self.recovering
+            && !self.operation.restarts()
+            && sets(&steps[index])
+            && !steps[index].step.is_marked()
+            && steps.get(index + 1).is_some_and(|next| next.state == StepState::Planned && sets(next))
+    }
+
+    /// Before anything is taken back: of what was applied and not read back, whether it was done.
+    async fn read_rest(&mut self) {
+        for index in 0..self.operation.steps.len() {
+            let StepRecord { step, state, .. } = &self.operation.steps[index];
+            if *state == StepState::Doing {
+                let action = step.action.clone();
+                let settled = self.settle(&action, Instant::now() + GRACE).await;
+                let done = matches!(settled, Settled::Reached);
+                self.advance(index, if done { StepState::Done } else { StepState::Failed }, None);
+            }
+        }
     }
 
     /// A guest that went down by itself needs no hard stop.
@@ -362,10 +419,9 @@ impl<'a> Executor<'a> {
         self.walk().await
     }
 
-    /// Applies one step and reads back what came of it.
+    /// Applies one step and reads back what came of it, or leaves that to the next one.
     async fn step(&self, index: usize) -> StepEnd {
-        let record = &self.operation.steps[index].step;
-        let (action, settle) = (record.action.clone(), record.settle);
+        let action = self.operation.steps[index].step.action.clone();
         let began = Instant::now();
         match self.apply(&action).await {
             Ok(()) => {}
@@ -396,6 +452,13 @@ impl<'a> Executor<'a> {
                 return StepEnd::Failed { problem, untouched };
             }
         }
+        if self.reads_later(index) { StepEnd::Unread } else { self.read(index, began).await }
+    }
+
+    /// Reads back what came of a step that was applied.
+    async fn read(&self, index: usize, began: Instant) -> StepEnd {
+        let record = &self.operation.steps[index].step;
+        let (action, settle) = (record.action.clone(), record.settle);
         let hard_stop_follows =
             self.operation.steps.get(index + 1).is_some_and(|next| next.step.action == Action::Kill);
         let deadline = match settle {
@@ -493,6 +556,13 @@ impl<'a> Executor<'a> {
     }
 
     async fn settle_by(&self, action: &Action, deadline: Instant, judge: fn(&Action, &Observed) -> Reached) -> Settled {
+        let judged = |observed: &Observed| {
+            self.replaced(observed, action).is_none() && judge(action, observed) == Reached::Yes
+        };
+        // What was seen since the last call is as good as another look.
+        if self.seen().as_ref().is_some_and(|(observed, _)| judged(observed)) {
+            return Settled::Reached;
+        }
         let mut pause = FIRST_PAUSE;
         loop {
             let over = Instant::now() >= deadline;

@@ -328,6 +328,13 @@ impl Operation {
         }
     }
 
+    /// Begins the first step whose beginning is to be on record, ahead of the exact ones before it; which that is. A recovery takes
+    /// a step that is recorded as begun for one that may have begun.
+    pub fn mark_ahead(&mut self) -> Option<usize> {
+        let first = self.steps.iter().position(|record| record.step.is_marked())?;
+        self.advance(first, StepState::Doing).ok().map(|()| first)
+    }
+
     /// Whether there is nothing to do.
     pub fn does_nothing(&self) -> bool {
         self.steps.is_empty() && self.mark.is_none()

@@ -179,7 +179,10 @@ impl Engine {
             self.store().commit_and_keep(entries).await.map_err(|error| unrecorded(&error))?;
             return reply;
         }
-        let mut intent = vec![Entry::Operation(Box::new(operation.clone()), None)];
+        // With the mark of its first step that has one: that is a commit less.
+        let mut intended = operation.clone();
+        let marked = intended.mark_ahead();
+        let mut intent = vec![Entry::Operation(Box::new(intended), None)];
         // With what is known of the instance: a recovery holds it by that.
         intent.extend(self.book().entry(&instance));
         intent.extend(key.map(Entry::Key));
@@ -191,11 +194,17 @@ impl Engine {
             book.end(&operation, seen, &self.settings().config, settled);
             return Err(unrecorded(&error).into());
         }
-        self.execute(operation, &ask, began).await
+        self.execute(operation, marked, &ask, began).await
     }
 
     /// Executes what is planned, reserved and recorded; settles the book; replies.
-    async fn execute(&self, mut operation: Operation, ask: &Ask, began: Instant) -> Result<OperationView, Failure> {
+    async fn execute(
+        &self,
+        mut operation: Operation,
+        marked: Option<usize>,
+        ask: &Ask,
+        began: Instant,
+    ) -> Result<OperationView, Failure> {
         let instance = operation.instance_id();
         let wait = match &ask.wish {
             Wish::Resize(_, wait, _) | Wish::Undo(_, wait) => *wait,
@@ -203,7 +212,8 @@ impl Engine {
         };
         let backend = self.backend(instance.kind)?;
         let moment = || self.book().moment();
-        let run = Executor::new(&*backend, self.store(), &mut operation, wait).stamped(&moment).run();
+        let executor = Executor::new(&*backend, self.store(), &mut operation, wait);
+        let run = executor.marked(marked).stamped(&moment).run();
         let ended = AssertUnwindSafe(run).catch_unwind().await;
         let (ended, seen) = ended.unwrap_or_else(|_| (Ended::by_defect(&mut operation, "a change"), None));
 

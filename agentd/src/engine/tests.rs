@@ -175,6 +175,24 @@ async fn a_step_that_fails_at_any_position_leaves_everything_as_it_was() {
     }
 }
 
+/// The first step is read back with a later one; whatever becomes of that, it is found out.
+#[tokio::test(start_paused = true)]
+async fn what_took_no_effect_is_found_out_where_a_later_step_does_not_end_well_either() {
+    for later in ["fail", "fail-after", "lie", "unavailable", "guest-late"] {
+        for nth in 1..6 {
+            let faults = serde_json::json!([
+                {"instance": "vm/web", "nth": 0, "fault": "lie"}, {"instance": "vm/web", "nth": nth, "fault": later}]);
+            let (engine, fake) = engine(web(&faults), CONFIG);
+            let before = seen(&fake).await;
+            let body = serde_json::json!({"cpus": 4, "memory": "2GiB", "cpu_limit": 1.5});
+            let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
+            assert_eq!(failure.operation.unwrap().outcome, Outcome::RolledBack, "{later} at {nth}: {}", failure.problem);
+            assert_eq!(seen(&fake).await, before, "{later} at {nth}");
+            assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(2), "{later} at {nth}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_undo_that_fails_too_is_partial_and_held() {
     // The third step fails, and so does the first undo.
