@@ -556,9 +556,8 @@ impl<'a> Executor<'a> {
     }
 
     async fn settle_by(&self, action: &Action, deadline: Instant, judge: fn(&Action, &Observed) -> Reached) -> Settled {
-        let judged = |observed: &Observed| {
-            self.replaced(observed, action).is_none() && judge(action, observed) == Reached::Yes
-        };
+        let judged =
+            |observed: &Observed| self.replaced(observed, action).is_none() && judge(action, observed) == Reached::Yes;
         // What was seen since the last call is as good as another look.
         if self.seen().as_ref().is_some_and(|(observed, _)| judged(observed)) {
             return Settled::Reached;

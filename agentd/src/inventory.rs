@@ -374,9 +374,7 @@ impl Book {
                 || known.unseen
                 || known.settling
                 || !known.pending.is_empty()
-                || moves(cpus)
-                || moves(cpu_limit)
-                || moves(memory)
+                || (state.is_up() && (moves(cpus) || moves(cpu_limit) || moves(memory)))
         });
         moving.map(|(instance, _)| instance.id.clone()).collect()
     }

@@ -55,6 +55,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}: no faults", args.config.display());
         return Ok(());
     }
+    memory::in_one_place();
     agentd::log::init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -186,7 +186,12 @@ async fn what_took_no_effect_is_found_out_where_a_later_step_does_not_end_well_e
             let before = seen(&fake).await;
             let body = serde_json::json!({"cpus": 4, "memory": "2GiB", "cpu_limit": 1.5});
             let failure = submit(&engine, resize(&body, SHORT)).await.unwrap_err();
-            assert_eq!(failure.operation.unwrap().outcome, Outcome::RolledBack, "{later} at {nth}: {}", failure.problem);
+            assert_eq!(
+                failure.operation.unwrap().outcome,
+                Outcome::RolledBack,
+                "{later} at {nth}: {}",
+                failure.problem
+            );
             assert_eq!(seen(&fake).await, before, "{later} at {nth}");
             assert_eq!(engine.book().ledger().committed().cpus, Cpus::whole(2), "{later} at {nth}");
         }

@@ -271,7 +271,10 @@ fn what_is_charged_by_its_use_is_looked_at_with_what_moves_and_what_is_down_is_n
     let mut unlimited = limited.clone();
     (unlimited.memory.accepted, unlimited.memory.observed) = (Some(Limit::Unlimited), Some(Limit::Unlimited));
     let down = Observed { state: State::Stopped, ..unlimited.clone() };
-    for (observed, by_use) in [(limited, false), (unlimited.clone(), true), (down, false)] {
+    // What an engine tells of a limit that nothing has yet.
+    let mut made = Observed { state: State::Stopped, ..limited.clone() };
+    made.memory.observed = None;
+    for (observed, by_use) in [(limited, false), (unlimited.clone(), true), (down, false), (made, false)] {
         let book = book(std::slice::from_ref(&observed));
         assert_eq!(book.charges_use(observed.reference.kind()), by_use, "{observed:?}");
         assert_eq!(!book.moving(observed.reference.kind()).is_empty(), by_use, "{observed:?}");

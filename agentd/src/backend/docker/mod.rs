@@ -44,6 +44,9 @@ const HOST_CPUS_RETRY: Duration = Duration::from_secs(60);
 /// How long the engine's list serves for telling what stirred. In between it is asked what happened, which it has at hand: a
 /// list takes it a tenth of a millisecond for each container.
 const LIST_SERVES: Duration = Duration::from_secs(20);
+/// How long the look that a change was planned on serves for making it: another one just before the update costs a tenth of that
+/// update, and what happens in between would be as unseen.
+const LOOK_SERVES: Duration = Duration::from_millis(100);
 /// What a container is asked to stop with where it names nothing else.
 const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
 
@@ -54,9 +57,22 @@ pub struct Docker {
     host: Arc<cgroup::Host>,
     /// When to ask for the host's CPUs again, and what was answered. Never locked over an await.
     host_cpus: Mutex<Option<(Instant, Option<Cpus>)>>,
-    /// The main process of each running container by id, as of the last look: where its cgroup is found.
-    processes: Mutex<HashMap<String, u32>>,
+    /// The last look at each running container, by id.
+    looked: Mutex<HashMap<String, Looked>>,
     told: Mutex<Told>,
+}
+
+/// What of a look at a running container serves other calls.
+#[derive(Debug)]
+struct Looked {
+    /// When it was begun.
+    at: Instant,
+    /// Which run of it that was.
+    boot: Option<String>,
+    /// Its main process: where its cgroup is found.
+    pid: u32,
+    /// Its limits as they were.
+    native: Native,
 }
 
 /// What the engine told when it was last asked what stirred.
@@ -82,7 +98,7 @@ impl Docker {
             client: Client::new(socket),
             host: Arc::new(cgroup::Host::new()),
             host_cpus: Mutex::new(None),
-            processes: Mutex::default(),
+            looked: Mutex::default(),
             told: Mutex::default(),
         }
     }
@@ -120,11 +136,13 @@ impl Docker {
         }
     }
 
-    async fn describe(&self, inspected: &ContainerInspectResponse) -> Result<Observed, BackendError> {
+    /// Describes what was inspected in a call that was begun then.
+    async fn describe(&self, inspected: &ContainerInspectResponse, at: Instant) -> Result<Observed, BackendError> {
         let seen = match view::pid(inspected).filter(|_| view::state(inspected).is_up()) {
             Some(pid) => {
                 let (host, id) = (Arc::clone(&self.host), view::id(inspected).to_owned());
-                self.processes().insert(id.clone(), pid);
+                let (boot, native) = (view::boot(inspected), view::native(inspected));
+                self.looked().insert(id.clone(), Looked { at, boot, pid, native });
                 Some(tokio::task::spawn_blocking(move || host.look(pid, &id)).await.unwrap_or_default())
             }
             None => None,
@@ -139,8 +157,18 @@ impl Docker {
     }
 
     /// Never locked over an await.
-    fn processes(&self) -> MutexGuard<'_, HashMap<String, u32>> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn looked(&self) -> MutexGuard<'_, HashMap<String, Looked>> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The limits of a container that was looked at a moment ago and runs as it did when a change was planned. They serve once:
+    /// the change that is made of them replaces them.
+    fn just_seen(&self, identity: &Identity) -> Option<Native> {
+        let mut looked = self.looked();
+        let last = looked.get_mut(&identity.id)?;
+        let serves = last.boot.is_some() && last.boot == identity.boot && last.at.elapsed() < LOOK_SERVES;
+        last.boot = None;
+        serves.then_some(last.native)
     }
 
     /// The host's CPUs as the engine counts them, which is the most that it takes for `--cpus`.
@@ -165,8 +193,9 @@ impl Docker {
     /// One of a list: `None` where it has vanished since.
     async fn describe_listed(&self, summary: ContainerSummary) -> Option<Observed> {
         let id = summary.id.as_deref().filter(|id| Ref::new(Kind::Container, id).is_ok())?;
+        let begun = Instant::now();
         let answer = match self.client.inspect(id).await {
-            Ok(inspected) => self.describe(&inspected).await,
+            Ok(inspected) => self.describe(&inspected, begun).await,
             Err(error) => Err(error),
         };
         match answer {
@@ -237,7 +266,7 @@ impl Backend for Docker {
         let summaries = self.client.list().await?;
         self.host_cpus().await;
         let listed: HashSet<&str> = summaries.iter().filter_map(|summary| summary.id.as_deref()).collect();
-        self.processes().retain(|id, _| listed.contains(id.as_str()));
+        self.looked().retain(|id, _| listed.contains(id.as_str()));
         let described = futures_util::stream::iter(summaries)
             .map(|summary| self.describe_listed(summary))
             .buffer_unordered(INSPECTED_AT_ONCE)
@@ -263,20 +292,21 @@ impl Backend for Docker {
             Some((summary.id?, (summary.names, state)))
         };
         let listed: BTreeMap<_, _> = self.client.list().await?.into_iter().filter_map(told).collect();
-        self.processes().retain(|id, _| listed.contains_key(id));
+        self.looked().retain(|id, _| listed.contains_key(id));
         let mut told = self.told();
         (told.at, told.until) = (Some(begun), now);
         Ok(differing(&mut told.listed, listed))
     }
 
     async fn observe(&self, name: &str, _look: Look) -> Result<Observed, BackendError> {
+        let begun = Instant::now();
         let inspected = self.find(name).await?;
-        self.describe(&inspected).await
+        self.describe(&inspected, begun).await
     }
 
     async fn counters(&self, observed: &Observed) -> Result<Counters, BackendError> {
         let gone = || BackendError::NotFound(format!("{} has no cgroup by now", observed.reference));
-        let pid = self.processes().get(&observed.id).copied().ok_or_else(gone)?;
+        let pid = self.looked().get(&observed.id).map(|looked| looked.pid).ok_or_else(gone)?;
         let (host, id) = (Arc::clone(&self.host), observed.id.clone());
         let counted = tokio::task::spawn_blocking(move || host.counters(pid, &id)).await;
         counted.ok().flatten().ok_or_else(gone)
@@ -309,6 +339,12 @@ impl Backend for Docker {
     }
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
+        if let Action::Set { scope, values } = action
+            && let Some(now) = self.just_seen(identity)
+        {
+            check_scope(target, *scope)?;
+            return self.update(target, &identity.id, now.set(values)).await;
+        }
         let found = self.find_same(target, identity).await?;
         let now = view::native(&found);
         match action {
@@ -380,6 +416,28 @@ mod tests {
 
     fn web() -> ContainerInspectResponse {
         ContainerInspectResponse { id: Some(ID.into()), name: Some("/web".into()), ..Default::default() }
+    }
+
+    #[test]
+    fn a_look_serves_one_change_of_the_run_that_it_saw_and_not_for_long() {
+        let docker = Docker::new("/nonexistent".into());
+        let run = |boot: Option<&str>| Identity { id: ID.into(), boot: boot.map(Into::into) };
+        let look = |at: Instant| {
+            let native = Native { memory: 1 << 30, ..Native::default() };
+            docker.looked().insert(ID.into(), Looked { at, boot: Some("1".into()), pid: 1, native });
+        };
+        assert_eq!(docker.just_seen(&run(Some("1"))), None, "nobody looked");
+        let now = Instant::now();
+        look(now);
+        assert_eq!(docker.just_seen(&run(Some("1"))).map(|native| native.memory), Some(1 << 30));
+        assert_eq!(docker.just_seen(&run(Some("1"))), None, "it has changed since");
+        assert_eq!(docker.just_seen(&run(None)), None);
+        for other in [run(Some("2")), run(None)] {
+            look(now);
+            assert_eq!(docker.just_seen(&other), None);
+        }
+        look(now.checked_sub(LOOK_SERVES).unwrap());
+        assert_eq!(docker.just_seen(&run(Some("1"))), None, "too long ago");
     }
 
     #[test]

@@ -33,6 +33,8 @@ const CONTAINERS: usize = 200;
 const LISTS: usize = 30;
 /// How long it may take until all is there.
 const LIMIT: Duration = Duration::from_secs(120);
+/// How long a daemon is idle before its memory is looked at: what is free it gives back each half minute.
+const AT_REST: Duration = Duration::from_secs(35);
 /// How long an idle daemon is looked at.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -174,6 +176,7 @@ fn has_all(agentd: &Agentd, count: usize) -> Result<()> {
 fn memory(what: &str, agentd: &Agentd, goal: f64) -> Result<Row> {
     let pid = agentd.pid().context("it runs")?;
     let mut values = Vec::new();
+    thread::sleep(AT_REST);
     for _ in 0..5 {
         thread::sleep(Duration::from_secs(2));
         #[allow(clippy::cast_precision_loss, reason = "some megabytes")]
