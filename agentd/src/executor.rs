@@ -194,15 +194,13 @@ impl<'a> Executor<'a> {
         None
     }
 
-    /// Whether a step is read back with the next one.
+    /// Whether a step is read back with those that follow: what it sets must be there when they are done, too.
     fn reads_later(&self, index: usize) -> bool {
-        let sets = |record: &StepRecord| matches!(record.step.action, Action::Set { .. });
-        let steps = &self.operation.steps;
+        let (step, after) = (&self.operation.steps[index].step, &self.operation.steps[index + 1..]);
         !self.recovering
-            && !self.operation.restarts()
-            && sets(&steps[index])
-            && !steps[index].step.is_marked()
-            && steps.get(index + 1).is_some_and(|next| next.state == StepState::Planned && sets(next))
+            && !step.is_marked()
+            && !after.is_empty()
+            && after.iter().all(|later| step.action.outlasts(&later.step.action))
     }
 
     /// Before anything is taken back: of what was applied and not read back, whether it was done.

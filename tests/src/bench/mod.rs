@@ -160,7 +160,7 @@ impl Figures {
         self.times.iter().map(|(ours, rival)| (milliseconds(*ours), milliseconds(*rival))).unzip()
     }
 
-    fn row(&self, unit: Unit, value: f64, spread: (f64, f64), goal: f64) -> Row {
+    fn row(&self, unit: Unit, value: f64, spread: (f64, f64), goal: impl Into<Option<f64>>) -> Row {
         let (ours, rival) = self.sides();
         Row {
             what: self.what.clone(),
@@ -169,7 +169,7 @@ impl Figures {
             unit,
             value,
             spread,
-            goal,
+            goal: goal.into(),
             samples: self.times.len(),
             ours_ms: Some(percentile(&ours, 50)),
             rival_ms: Some(percentile(&rival, 50)),
@@ -178,7 +178,7 @@ impl Figures {
 
     /// Our median as a part of the rival's: below 1, we are the quicker one. Its spread is that of the middle half of the
     /// single pairs' ratios.
-    pub fn ratio(&self, goal: f64) -> Row {
+    pub fn ratio(&self, goal: impl Into<Option<f64>>) -> Row {
         let (ours, rival) = self.sides();
         let ratios: Vec<f64> = ours.iter().zip(&rival).map(|(ours, rival)| ours / rival).collect();
         let value = percentile(&ours, 50) / percentile(&rival, 50);
@@ -199,7 +199,8 @@ impl Figures {
         self.row(Unit::Milliseconds, value, (percentile(&differences, 25), percentile(&differences, 75)), goal)
     }
 
-    /// Our 99th percentile as a part of the rival's, under a name that says so. Its spread is that of the middle half of the ratios of blocks of pairs.
+    /// Our 99th percentile as a part of the rival's, under a name that says so. Its spread is that of the middle half of the
+    /// ratios of blocks of pairs.
     pub fn ratio_of_p99(&self, goal: f64) -> Row {
         let (ours, rival) = self.sides();
         let blocks = ours.chunks_exact(BLOCK).zip(rival.chunks_exact(BLOCK));

@@ -52,8 +52,8 @@ pub struct Row {
     pub value: f64,
     /// The middle half.
     pub spread: (f64, f64),
-    /// What is to be reached: at most this, or at least where it is per second.
-    pub goal: f64,
+    /// What is to be reached: at most this, or at least where it is per second. None of what is measured as a limit.
+    pub goal: Option<f64>,
     /// How often it was measured.
     pub samples: usize,
     /// Our side's time in milliseconds.
@@ -64,7 +64,7 @@ pub struct Row {
 
 impl Row {
     /// What has no other side.
-    pub fn alone(what: &str, ours: &str, unit: Unit, values: &[f64], goal: f64) -> Self {
+    pub fn alone(what: &str, ours: &str, unit: Unit, values: &[f64], goal: impl Into<Option<f64>>) -> Self {
         let at = |percent| super::percentile(values, percent);
         Row {
             what: what.to_owned(),
@@ -73,16 +73,17 @@ impl Row {
             unit,
             value: at(50),
             spread: (at(25), at(75)),
-            goal,
+            goal: goal.into(),
             samples: values.len(),
             ours_ms: None,
             rival_ms: None,
         }
     }
 
-    /// Whether the goal is reached.
+    /// Whether the goal is reached, where there is one.
     pub fn is_met(&self) -> bool {
-        if self.unit == Unit::PerSecond { self.value >= self.goal } else { self.value <= self.goal }
+        let least = self.unit == Unit::PerSecond;
+        self.goal.is_none_or(|goal| if least { self.value >= goal } else { self.value <= goal })
     }
 
     fn told(&self, value: f64) -> String {
@@ -97,7 +98,8 @@ impl Row {
     }
 
     fn goal(&self) -> String {
-        format!("{} {}", if self.unit == Unit::PerSecond { '≥' } else { '≤' }, self.told(self.goal))
+        let sign = if self.unit == Unit::PerSecond { '≥' } else { '≤' };
+        self.goal.map_or_else(|| "–".to_owned(), |goal| format!("{sign} {}", self.told(goal)))
     }
 
     fn json(&self) -> Value {
@@ -177,6 +179,9 @@ impl Report {
         let x = |value: f64| LEFT + WIDTH * ((value.clamp(0.01, 4.0).log10() + 2.0) / (4.0_f64.log10() + 2.0));
         let (mut body, mut y) = (String::new(), 34.0);
         for row in &rows {
+            let goal = row.goal.map(|goal| {
+                format!("<path d=\"M{:.1} {:.1}v18\" stroke=\"#222\" stroke-dasharray=\"3 2\"/>", x(goal), y - 2.0)
+            });
             let color = if row.is_met() { "#4f9d69" } else { "#c8553d" };
             let text = row.what.replace('&', "&amp;").replace('<', "&lt;");
             let _ = writeln!(
@@ -184,8 +189,7 @@ impl Report {
                 "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>\
                  <rect x=\"{LEFT}\" y=\"{:.1}\" width=\"{:.1}\" height=\"14\" fill=\"{color}\"/>\
                  <path d=\"M{:.1} {:.1}H{:.1}\" stroke=\"#222\" stroke-width=\"2\"/>\
-                 <path d=\"M{:.1} {:.1}v18\" stroke=\"#222\" stroke-dasharray=\"3 2\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                 {}<text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
                 LEFT - 8.0,
                 y + 11.5,
                 y,
@@ -193,8 +197,7 @@ impl Report {
                 x(row.spread.0),
                 y + 7.0,
                 x(row.spread.1),
-                x(row.goal),
-                y - 2.0,
+                goal.unwrap_or_default(),
                 LEFT + WIDTH + 10.0,
                 y + 11.5,
                 row.told(row.value),
@@ -258,6 +261,8 @@ mod tests {
         assert!(text.contains("**40.00 ms** (missed)") && text.contains("Measured on: cores 2."), "{text}");
         let rate = Row::alone("c", "o", Unit::PerSecond, &[2500.0], 2000.0);
         assert!(rate.is_met() && rate.goal() == "≥ 2000/s", "{}", rate.goal());
+        let limit = Row::alone("l", "o", Unit::Ratio, &[9.0], None);
+        assert!(limit.is_met() && limit.goal() == "–", "{}", limit.goal());
     }
 
     #[test]

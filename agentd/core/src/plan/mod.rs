@@ -250,6 +250,14 @@ impl Action {
         }
     }
 
+    /// Whether what it sets can still be read back when `later` is done, too: that sets other fields, or the other side where
+    /// each side is set by itself.
+    pub fn outlasts(&self, later: &Action) -> bool {
+        let (Some((scope, values)), Some((other, others))) = (self.sets(), later.sets()) else { return false };
+        let apart = matches!((scope, other), (Scope::Live, Scope::Saved) | (Scope::Saved, Scope::Live));
+        apart || values.fields().iter().all(|field| !others.fields().contains(field))
+    }
+
     /// Whether it concerns one run of its instance.
     pub fn is_live(&self) -> bool {
         self.sets().is_some_and(|(scope, _)| scope != Scope::Saved)

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{HostCapacity, Inputs, Plan, Reached, Scope, caps, charge_of, reached, resize, start, start_charge, stop};
+use super::{
+    Action, HostCapacity, Inputs, Plan, Reached, Scope, Values, caps, charge_of, reached, resize, start, start_charge,
+    stop,
+};
 use crate::api::{Hold, HoldKind, ResizeRequest};
 use crate::config::Config;
 use crate::error::{Code, Problem};
@@ -486,4 +489,27 @@ fn vcpus_that_cant_leave_need_a_restart() {
     assert!(plan(&web, "", serde_json::json!({"cpus": 1, "apply": "next-boot"})).is_ok());
     let by_restart = plan(&web, "", serde_json::json!({"cpus": 1, "restart": "if-needed"})).unwrap();
     assert!(by_restart.restarts());
+}
+
+#[test]
+fn a_step_outlasts_what_sets_other_fields_or_the_other_side() {
+    let cpus = Values { cpus: Some(Limit::At(Cpus::whole(2))), ..Values::default() };
+    let memory = Values { memory: Some(Limit::At(ByteCount::mib(512))), ..Values::default() };
+    let both = Values { cpus: cpus.cpus, ..memory };
+    let set = |scope, values| Action::Set { scope, values };
+    let (live, saved, together) = (Scope::Live, Scope::Saved, Scope::Both);
+    for (step, later, outlasts) in [
+        (set(live, cpus), set(live, memory), true),
+        (set(saved, cpus), set(live, cpus), true),
+        (set(live, cpus), set(saved, cpus), true),
+        (set(together, memory), set(live, cpus), true),
+        // What systemd keeps of a unit it also sets on what runs; what that is to have instead comes after it.
+        (set(together, cpus), set(live, cpus), false),
+        (set(live, cpus), set(live, cpus), false),
+        (set(live, memory), set(live, both), false),
+        (set(live, cpus), Action::Pause, false),
+        (Action::Start, set(live, cpus), false),
+    ] {
+        assert_eq!(step.outlasts(&later), outlasts, "{step:?} before {later:?}");
+    }
 }

@@ -1,12 +1,17 @@
 //! Changes of a real guest and of a real container beside virsh and docker, and what it costs to start `ctl`.
 
-use std::{cell::RefCell, process::Command, time::Duration};
+use std::{
+    cell::RefCell,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
 
 use agentd_tests::{
     bench::{Contender, Figures, Kept, Level, Match, Report},
     lab::{Agentd, Docker, Domain, Lab, Libvirt, wait_until},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::tell;
@@ -44,8 +49,9 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     docker.run("web", &["--cpus", "0.5", "-m", "128m", "--memory-swap", "128m"])?;
     let guest = Domain::new("web").vcpus(2, 4).memory(512, 512).define_and_start(&libvirt)?;
 
-    tell(report, [vm(&lab, &libvirt, &agentd, false)?.ratio(0.35)]);
-    tell(report, [vm(&lab, &libvirt, &agentd, true)?.ratio(0.35)]);
+    tell(report, [vm(&lab, &libvirt, &agentd, Rival::Live)?.ratio(0.35)]);
+    tell(report, [vm(&lab, &libvirt, &agentd, Rival::Bare)?.ratio(None)]);
+    tell(report, [vm(&lab, &libvirt, &agentd, Rival::Saved)?.ratio(0.35)]);
     tell(report, [container(&lab, &docker, &agentd)?.ratio(0.75)]);
     tell(report, [container_bare(&docker, &agentd)?.ratio(1.25)]);
     tell(report, [start(&agentd, "start of ctl", &["--version"])?.difference(1.5)]);
@@ -139,9 +145,58 @@ fn container_bare(docker: &Docker, agentd: &Agentd) -> Result<Figures> {
     Match::new("container, bare call", resize_container(agentd), rival).settled(container_settled(docker)?).run(CHANGES)
 }
 
+/// Beside what a VM is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rival {
+    /// The commands for what runs.
+    Live,
+    /// The calls for that by themselves, on a connection that is kept.
+    Bare,
+    /// The commands for what runs and what is saved.
+    Saved,
+}
+
+/// A `virsh` that is kept: of its commands only the calls are left.
+struct Shell {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    const ENDED: &str = "ended";
+
+    fn open(lab: &Lab, uri: &str) -> Result<Self> {
+        // To a pipe it would write when its buffer is full.
+        let mut command = plain(lab, "stdbuf", &["-oL", "virsh", "-q", "-c", uri]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let (input, output) = (child.stdin.take().context("its input")?, child.stdout.take().context("its output")?);
+        Ok(Shell { child, input, output: BufReader::new(output) })
+    }
+
+    /// Runs these lines to their end.
+    fn run(&mut self, lines: &[String]) -> Result<()> {
+        let text = format!("{}\necho {}\n", lines.join("\n"), Self::ENDED);
+        self.input.write_all(text.as_bytes())?;
+        let mut line = String::new();
+        while line.trim() != Self::ENDED {
+            line.clear();
+            ensure!(self.output.read_line(&mut line)? > 0, "virsh has ended");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A VM's memory and CPU limit beside virsh's commands, live, or live and saved.
-fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, saved: bool) -> Result<Figures> {
-    let uri = libvirt.uri();
+fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, beside: Rival) -> Result<Figures> {
+    let (uri, saved) = (libvirt.uri(), beside == Rival::Saved);
     let ours = if saved { "`ctl resize`, live and saved" } else { "`ctl resize --live-only`" };
     // 8 says that the change was accepted and the guest is still moving, which is all that virsh tells, too.
     let ours = Contender::commands(ours, &[8], move |level| {
@@ -151,15 +206,32 @@ fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, saved: bool) -> Result<Figu
         args.extend((!saved).then_some("--live-only"));
         ctl(agentd, &args)
     });
-    let rival = if saved { "the four `virsh` commands" } else { "`virsh setmem` and `virsh schedinfo`" };
-    let rival = Contender::commands(rival, &[], move |level| {
+    let lines = move |level| -> Vec<Vec<String>> {
         let (millis, mib) = vm_values(level);
-        let (quota, memory) = (format!("global_quota={}", millis * 100), format!("{mib}M"));
-        let virsh = |args: &[&str]| plain(lab, "virsh", &[&["-q", "-c", &uri], args].concat());
         let sides: &[&str] = if saved { &["--live", "--config"] } else { &["--live"] };
-        let of = |side: &&str| [virsh(&["setmem", "web", &memory, side]), virsh(&["schedinfo", "web", side, &quota])];
-        Ok(sides.iter().flat_map(of).collect())
-    });
+        let words = |line: String| line.split(' ').map(str::to_owned).collect();
+        let of = |side: &&str| {
+            let quota = format!("schedinfo web {side} global_quota={}", millis * 100);
+            [words(format!("setmem web {mib}M {side}")), words(quota)]
+        };
+        sides.iter().flat_map(of).collect()
+    };
+    let rival = if beside == Rival::Bare {
+        let shell = RefCell::new(Shell::open(lab, &uri)?);
+        Contender::call("the two calls, in a `virsh` that is kept", move |level| {
+            let lines: Vec<String> = lines(level).iter().map(|words| words.join(" ")).collect();
+            shell.borrow_mut().run(&lines)
+        })
+    } else {
+        let name = if saved { "the four `virsh` commands" } else { "`virsh setmem` and `virsh schedinfo`" };
+        Contender::commands(name, &[], move |level| {
+            let virsh = |line: &Vec<String>| {
+                let words: Vec<&str> = line.iter().map(String::as_str).collect();
+                plain(lab, "virsh", &[&["-q", "-c", &uri], &words[..]].concat())
+            };
+            Ok(lines(level).iter().map(virsh).collect())
+        })
+    };
     let settled = |level| {
         let (millis, mib) = vm_values(level);
         wait_until("the guest's memory and CPU limit", SETTLE, || {
@@ -174,7 +246,11 @@ fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, saved: bool) -> Result<Figu
         ensure!(dry.status == 200, "{}", dry.text());
         Ok(())
     };
-    let what = if saved { "vm, live and saved" } else { "vm, live" };
+    let what = match beside {
+        Rival::Live => "vm, live",
+        Rival::Bare => "vm, live, bare calls",
+        Rival::Saved => "vm, live and saved",
+    };
     Match::new(what, ours, rival).settled(settled).run(CHANGES)
 }
 
