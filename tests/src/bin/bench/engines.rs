@@ -1,20 +1,15 @@
 //! Changes of a real guest and of a real container beside virsh and docker, and what it costs to start `ctl`.
 
-use std::{
-    cell::RefCell,
-    io::{BufRead as _, BufReader, Write as _},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Duration,
-};
+use std::{cell::RefCell, process::Command, time::Duration};
 
 use agentd_tests::{
     bench::{Contender, Figures, Kept, Level, Match, Report},
     lab::{Agentd, Docker, Domain, Lab, Libvirt, wait_until},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 
-use crate::tell;
+use crate::{bare::Bare, tell};
 
 /// Pairs of a row about changes.
 const CHANGES: usize = 40;
@@ -156,44 +151,6 @@ enum Rival {
     Saved,
 }
 
-/// A `virsh` that is kept: of its commands only the calls are left.
-struct Shell {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Shell {
-    const ENDED: &str = "ended";
-
-    fn open(lab: &Lab, uri: &str) -> Result<Self> {
-        // To a pipe it would write when its buffer is full.
-        let mut command = plain(lab, "stdbuf", &["-oL", "virsh", "-q", "-c", uri]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let (input, output) = (child.stdin.take().context("its input")?, child.stdout.take().context("its output")?);
-        Ok(Shell { child, input, output: BufReader::new(output) })
-    }
-
-    /// Runs these lines to their end.
-    fn run(&mut self, lines: &[String]) -> Result<()> {
-        let text = format!("{}\necho {}\n", lines.join("\n"), Self::ENDED);
-        self.input.write_all(text.as_bytes())?;
-        let mut line = String::new();
-        while line.trim() != Self::ENDED {
-            line.clear();
-            ensure!(self.output.read_line(&mut line)? > 0, "virsh has ended");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A VM's memory and CPU limit beside virsh's commands, live, or live and saved.
 fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, beside: Rival) -> Result<Figures> {
     let (uri, saved) = (libvirt.uri(), beside == Rival::Saved);
@@ -217,10 +174,11 @@ fn vm(lab: &Lab, libvirt: &Libvirt, agentd: &Agentd, beside: Rival) -> Result<Fi
         sides.iter().flat_map(of).collect()
     };
     let rival = if beside == Rival::Bare {
-        let shell = RefCell::new(Shell::open(lab, &uri)?);
-        Contender::call("the two calls, in a `virsh` that is kept", move |level| {
-            let lines: Vec<String> = lines(level).iter().map(|words| words.join(" ")).collect();
-            shell.borrow_mut().run(&lines)
+        let bare = Bare::open(&uri, "web")?;
+        Contender::call("libvirt’s two calls, on a kept connection", move |level| {
+            let (millis, mib) = vm_values(level);
+            bare.set_memory(mib << 10)?;
+            bare.set_quota(i64::try_from(millis * 100)?)
         })
     } else {
         let name = if saved { "the four `virsh` commands" } else { "`virsh setmem` and `virsh schedinfo`" };

@@ -6,6 +6,7 @@
 //!   bench --check      a whole run whose ratios are compared with those that are kept
 //! ```
 
+mod bare;
 mod engines;
 mod lxd;
 mod many;
