@@ -312,7 +312,7 @@ impl<'a> Executor<'a> {
                 _ => {}
             }
         }
-        let seen = match self.look().await {
+        let seen = match self.look(Look::Plain).await {
             Ok(observed) => Some(observed.state.is_up()),
             Err(BackendError::NotFound(_)) => None,
             Err(error) => return self.unknown(error.into()),
@@ -529,7 +529,7 @@ impl<'a> Executor<'a> {
     }
 
     async fn is_up(&self) -> bool {
-        self.look().await.is_ok_and(|observed| observed.state.is_up())
+        self.look(Look::Plain).await.is_ok_and(|observed| observed.state.is_up())
     }
 
     /// A guest that does not shut down, and is not to be switched off.
@@ -560,10 +560,12 @@ impl<'a> Executor<'a> {
         if self.seen().as_ref().is_some_and(|(observed, _)| judged(observed)) {
             return Settled::Reached;
         }
+        // What an earlier life of the daemon has done here is not known.
+        let look = if self.recovering { Look::Plain } else { Look::Back };
         let mut pause = FIRST_PAUSE;
         loop {
             let over = Instant::now() >= deadline;
-            match self.look().await {
+            match self.look(look).await {
                 Ok(observed) => {
                     if let Some(why) = self.replaced(&observed, action) {
                         return Settled::Abandoned(why);
@@ -593,10 +595,10 @@ impl<'a> Executor<'a> {
         }
     }
 
-    async fn look(&self) -> Result<Observed, BackendError> {
+    async fn look(&self, look: Look) -> Result<Observed, BackendError> {
         // By its id: a name may be given to another one while this one goes on under a new name.
         let begun = self.moment.map(|moment| moment());
-        let observed = self.backend.observe(&self.operation.identity.id, Look::Plain).await?;
+        let observed = self.backend.observe(&self.operation.identity.id, look).await?;
         *self.seen() = begun.map(|begun| (observed.clone(), begun));
         Ok(observed)
     }
@@ -608,7 +610,7 @@ impl<'a> Executor<'a> {
     /// Looks until there is an answer, or until `deadline`: an engine that is being restarted is back in a moment.
     async fn look_until(&self, deadline: Instant) -> Result<Observed, BackendError> {
         loop {
-            match self.look().await {
+            match self.look(Look::Plain).await {
                 Err(error) if !matches!(error, BackendError::NotFound(_)) && Instant::now() < deadline => {
                     sleep(LONGEST_PAUSE).await;
                 }

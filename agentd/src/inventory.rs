@@ -48,6 +48,8 @@ pub struct Known {
     seen: Moment,
     /// Whether a change of it is in flight.
     busy: bool,
+    /// Whether it was to be looked at meanwhile, for another reason than that change.
+    missed: bool,
     /// Whether a change ended without an observation: its charge stays until the next one.
     unseen: bool,
     /// What changes were to move whose outcome nobody knows yet.
@@ -169,9 +171,20 @@ impl Book {
         if seen_with_it.is_none_or(|other| other.seen == Moment(0)) {
             self.names.insert(observed.reference.clone(), instance.clone());
         }
-        let (readable, busy, settling, doubtful) = (None, false, false, Vec::new());
-        let known =
-            Known { observed, readable, version, holds, loans, pending, settling, seen, busy, unseen, doubtful };
+        let known = Known {
+            observed,
+            readable: None,
+            version,
+            holds,
+            loans,
+            pending,
+            settling: false,
+            seen,
+            busy: false,
+            missed: false,
+            unseen,
+            doubtful: Vec::new(),
+        };
         self.known.insert(instance, known);
     }
 
@@ -233,11 +246,16 @@ impl Book {
     /// The same; `ended` is the change that ends with it.
     fn take(&mut self, observed: Observed, begun: Moment, config: &Config, ended: Option<&Operation>) -> Option<Drift> {
         let instance = observed.instance_id();
-        let old = self.known.get(&instance);
-        if old.is_some_and(|old| old.seen > begun || (old.busy && ended.is_none())) {
+        if let Some(old) = self.known.get_mut(&instance).filter(|old| old.busy && ended.is_none()) {
+            old.missed = true;
             return None;
         }
-        let (busy, unseen) = old.map_or((false, false), |old| (old.busy, old.unseen));
+        let old = self.known.get(&instance);
+        if old.is_some_and(|old| old.seen > begun) {
+            return None;
+        }
+        let (busy, missed) = old.map_or((false, false), |old| (old.busy, old.missed));
+        let unseen = old.is_some_and(|old| old.unseen);
         let mut holds = old.map(|old| old.holds.clone()).unwrap_or_default();
         let loans = old.map(|old| old.loans.clone()).unwrap_or_default();
         let mut pending = old.map(|old| old.pending.clone()).unwrap_or_default();
@@ -306,8 +324,20 @@ impl Book {
         if was != Some(observed.state) && (was.is_some() || self.listed.contains(&instance.kind)) {
             self.untold.push(told_state(&observed, was, Some(observed.state), &version));
         }
-        let known =
-            Known { observed, readable, version, holds, loans, pending, settling, seen: begun, busy, unseen, doubtful };
+        let known = Known {
+            observed,
+            readable,
+            version,
+            holds,
+            loans,
+            pending,
+            settling,
+            seen: begun,
+            busy,
+            missed,
+            unseen,
+            doubtful,
+        };
         self.known.insert(instance, known);
         drift
     }
@@ -403,8 +433,14 @@ impl Book {
     pub fn begin(&mut self, instance: &InstanceId, charge: Charge) {
         self.ledger.reserve(instance, charge);
         if let Some(known) = self.known.get_mut(instance) {
-            known.busy = true;
+            (known.busy, known.missed) = (true, false);
         }
+    }
+
+    /// Whether it was to be looked at in the middle of the change that has ended now: what was to be seen may have come after the
+    /// change's own looks.
+    pub fn was_missed(&mut self, instance: &InstanceId) -> bool {
+        self.known.get_mut(instance).is_some_and(|known| std::mem::take(&mut known.missed))
     }
 
     /// Ends a change with what was observed at its end. `settled` says that no outcome is unknown any more, this change's or
@@ -523,11 +559,14 @@ impl Book {
         Some(latest)
     }
 
-    /// Whether a change is in flight of the instance with this name or id.
-    pub fn is_busy(&self, kind: Kind, name: &str) -> bool {
-        let named = Ref::new(kind, name).ok().and_then(|reference| self.named(&reference));
-        let known = named.or_else(|| self.known.get(&InstanceId { kind, id: name.to_owned() }));
-        known.is_some_and(|known| known.busy)
+    /// Whether a change is in flight of the instance with this name or id, which is to be looked at: then that is done after it.
+    pub fn is_busy(&mut self, kind: Kind, name: &str) -> bool {
+        let named = Ref::new(kind, name).ok().and_then(|reference| self.names.get(&reference).cloned());
+        let instance = named.unwrap_or_else(|| InstanceId { kind, id: name.to_owned() });
+        self.known.get_mut(&instance).is_some_and(|known| {
+            known.missed |= known.busy;
+            known.busy
+        })
     }
 
     /// Everything that is known.

@@ -527,7 +527,7 @@ fn observe(machine: &Machine, look: Look) -> Option<Observed> {
             _ if spec.silent => Usage::Silent,
             (Some(used), _) => Usage::Known(used),
             (None, Look::Usage(_)) => spec.used_when_asked.map_or(Usage::Unknown, Usage::Known),
-            (None, Look::Plain) => Usage::Unknown,
+            (None, Look::Plain | Look::Back) => Usage::Unknown,
         },
         demand: Demand { cpus: Some(machine.saved.cpus), memory: Some(machine.saved.memory) },
         covered: Covered::default(),

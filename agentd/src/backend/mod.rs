@@ -82,6 +82,8 @@ impl From<BackendError> for Problem {
 pub enum Look {
     /// What the engine and the kernel tell at once.
     Plain,
+    /// The same to read back a change of ours: what that can't have touched may be told as it was seen within the last second.
+    Back,
     /// Also how much memory is in use inside, asking the guest and waiting for its answer for at most this long.
     Usage(Duration),
 }

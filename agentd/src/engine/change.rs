@@ -227,7 +227,7 @@ impl Engine {
         };
         let gone = matches!(look, Err(BackendError::NotFound(_)));
         let observed = look.ok();
-        let drift = {
+        let (drift, missed) = {
             let mut book = self.book();
             if let Some(observed) = &observed {
                 operation.reference = observed.reference.clone();
@@ -244,8 +244,11 @@ impl Engine {
                 Some((hold, reason)) => book.hold(&instance, *hold, reason.clone()),
                 None => {}
             }
-            drift
+            (drift, book.was_missed(&instance))
         };
+        if missed {
+            self.look_soon(&instance);
+        }
         if let Some(observed) = &observed {
             operation.note_stop(observed);
             operation.note_restart(observed);

@@ -455,9 +455,8 @@ impl Engine {
     async fn look_again(&self, kind: Kind, names: impl IntoIterator<Item = String>) -> bool {
         let looks = names.into_iter().map(|name| async move {
             let Ok(source) = self.source(kind) else { return false };
-            // A change in flight looks for itself. What happens just after its last look is seen the next time.
+            // A change in flight looks for itself; what happens just after that is looked at after it.
             if self.book().is_busy(kind, &name) {
-                source.following().announced.insert(name);
                 return true;
             }
             let begun = self.book().moment();

@@ -160,6 +160,15 @@ impl Engine {
         }
     }
 
+    /// Looks at what was announced of an instance in the middle of a change.
+    pub(super) fn look_soon(&self, instance: &InstanceId) {
+        let (engine, InstanceId { kind, id }) = (self.clone(), instance.clone());
+        tokio::spawn(async move {
+            sleep(BURST).await;
+            engine.look_again(kind, [id]).await;
+        });
+    }
+
     /// Tells what was changed behind the daemon's back, and puts it back where the config says so.
     pub(super) fn drifted(&self, drift: impl IntoIterator<Item = Drift>) {
         for drift in drift {

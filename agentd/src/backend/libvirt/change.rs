@@ -1,6 +1,8 @@
 //! Carries out one step on a domain: blocking, on a thread of `calls.rs`. Checks that it is the very domain and boot that
 //! was meant before it touches anything.
 
+use std::sync::Arc;
+
 use agentd_core::operation::{Identity, same_boot};
 use agentd_core::plan::{Action, Headroom, Preparation, Redefinition, Scope, Values};
 use agentd_core::units::{ByteCount, Cpus, Limit};
@@ -10,7 +12,9 @@ use virt_sys as sys;
 
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
+use super::look::Balloon;
 use super::prepare::{Wish, boot_with, prepare};
+use super::recent::Kept;
 use super::xml::Definition;
 use super::xml::tree::parse;
 use super::{cgroup, look, process, quota, reading, xml};
@@ -48,12 +52,14 @@ pub(super) enum Done {
     },
 }
 
-/// Carries out `action` on exactly the domain and boot of `identity`.
-pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action) -> Result<Done, Fail> {
-    let domain = job.connect.by_uuid(&identity.id)?;
+/// Carries out `action` on exactly the domain and boot of `identity`. `seen` is what is known of it from a moment ago.
+pub(super) fn apply(job: &Job<'_>, identity: &Identity, action: &Action, seen: Option<&Kept>) -> Result<Done, Fail> {
+    let domain = domain(job, identity)?;
     match action {
-        Action::Set { scope, values } => set(job, &domain, identity, *scope, values, None),
-        Action::Restore { scope, values, native, .. } => set(job, &domain, identity, *scope, values, Some(native)),
+        Action::Set { scope, values } => set(job, &domain, identity, (*scope, values), None, seen),
+        Action::Restore { scope, values, native, .. } => {
+            set(job, &domain, identity, (*scope, values), Some(native), seen)
+        }
         Action::Define { definition, before, .. } => define(job, &domain, definition, before),
         Action::Start | Action::Boot { .. } => {
             let saved = xml::definition(&domain.xml(true)?).ok();
@@ -216,10 +222,22 @@ fn rest(xml: &str) -> Vec<&str> {
     xml.split('>').map(str::trim).filter(|piece| !piece.is_empty() && !is_ours(piece)).collect()
 }
 
+/// The domain of a step. libvirt is not asked for one whose very run the kernel has.
+fn domain(job: &Job<'_>, identity: &Identity) -> Result<Arc<Domain>, ffi::Error> {
+    let is_this_run = |domain: &Arc<Domain>| {
+        let start = domain.name().ok().and_then(|name| process::start(job.pid_dirs, &name, &identity.id));
+        start.is_some() && reading::boot(domain.id(), start) == identity.boot
+    };
+    match job.connect.known(&identity.id).filter(is_this_run) {
+        Some(domain) => Ok(domain),
+        None => job.connect.by_uuid(&identity.id),
+    }
+}
+
 fn check_boot(job: &Job<'_>, domain: &Domain, identity: &Identity) -> Result<(), Fail> {
     let name = domain.name()?;
-    let process = domain.id().and_then(|_| process::find(job.pid_dirs, &name, &identity.id));
-    let boot = reading::boot(domain.id(), process.map(|process| process.start));
+    let start = domain.id().and_then(|_| process::start(job.pid_dirs, &name, &identity.id));
+    let boot = reading::boot(domain.id(), start);
     if boot.is_some() && same_boot(boot.as_deref(), identity.boot.as_deref()) {
         return Ok(());
     }
@@ -233,9 +251,9 @@ fn set(
     job: &Job<'_>,
     domain: &Domain,
     identity: &Identity,
-    scope: Scope,
-    values: &Values,
+    (scope, values): (Scope, &Values),
     native: Option<&serde_json::Value>,
+    seen: Option<&Kept>,
 ) -> Result<Done, Fail> {
     let (flags, side) = match scope {
         Scope::Live => (LIVE, "live"),
@@ -258,19 +276,30 @@ fn set(
     }
     if let Some(memory) = values.memory {
         let target = memory_kib(memory)?;
-        let xml = domain.xml(!live)?;
-        let definition = xml::definition(&xml).map_err(BackendError::Failed)?;
+        let definition = || -> Result<(String, Definition), Fail> {
+            let xml = domain.xml(!live)?;
+            Ok((xml.clone(), xml::definition(&xml).map_err(BackendError::Failed)?))
+        };
         if let Some(plugged) = values.plugged {
+            let (xml, definition) = definition()?;
             let device = device(&definition, &xml, plugged)?;
             job.about_to_change();
             domain.update_device(&device, flags)?;
         } else {
-            let devices = definition.device_requested;
+            let seen = seen.filter(|_| live).and_then(balloon_seen);
+            let devices = match seen {
+                Some((devices, _)) => devices,
+                None => definition()?.1.device_requested,
+            };
             let balloon = target.checked_sub(devices).filter(|balloon| *balloon > 0).ok_or_else(|| {
                 BackendError::Unsupported(format!("its memory devices alone give it {devices} KiB; nothing was done"))
             })?;
             // Asked of QEMU itself: libvirt learns of a moving balloon once a second only.
-            let from = if live { domain.memory_stats()?.actual } else { None };
+            let from = match seen {
+                Some((_, from)) => Some(from),
+                None if live => domain.memory_stats()?.actual,
+                None => None,
+            };
             job.about_to_change();
             domain.set_memory(balloon, flags)?;
             done = from.map_or(Done::Plain, |from| Done::Balloon { from, target: balloon });
@@ -283,6 +312,17 @@ fn set(
         done = set_vcpus(job, domain, flags, vcpu_count(cpus)?)?;
     }
     Ok(done)
+}
+
+/// What a look of a moment ago tells of a balloon that has been given no other target since: what the memory devices are asked
+/// to give beside it, and where it was, both in KiB.
+fn balloon_seen(kept: &Kept) -> Option<(u64, u64)> {
+    match &kept.seen.balloon {
+        Balloon::Said { stats, .. } if !kept.balloon => {
+            Some((kept.seen.live.as_ref()?.device_requested, stats.actual?))
+        }
+        _ => None,
+    }
 }
 
 /// The virtio-mem device of a definition, asked for that much.

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::ptr::{self, NonNull};
-use std::sync::Once;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use virt_sys as sys;
 
@@ -86,7 +86,11 @@ fn initialize() {
 
 /// One connection to libvirt, closed when dropped.
 #[derive(Debug)]
-pub(super) struct Connect(NonNull<sys::virConnect>);
+pub(super) struct Connect {
+    raw: NonNull<sys::virConnect>,
+    /// The domain that was found here last, with its UUID. It holds the connection until it is dropped, after `raw` was given up.
+    last: Mutex<Option<(String, Arc<Domain>)>>,
+}
 
 // SAFETY: libvirt's connections are reference-counted and locked inside; any thread may use one at any time.
 unsafe impl Send for Connect {}
@@ -110,14 +114,14 @@ impl Connect {
         let uri = CString::new(uri).map_err(|_| Error::nul())?;
         // SAFETY: a NUL-terminated text that outlives the call.
         let raw = unsafe { sys::virConnectOpen(uri.as_ptr()) };
-        let connect = Connect(NonNull::new(raw).ok_or_else(Error::last)?);
+        let connect = Connect { raw: NonNull::new(raw).ok_or_else(Error::last)?, last: Mutex::default() };
         // SAFETY: a live connection. Drivers inside the library have no keepalive and answer 1 or −1: no harm.
         unsafe { sys::virConnectSetKeepAlive(connect.raw(), 5, 3) };
         Ok(connect)
     }
 
     fn raw(&self) -> sys::virConnectPtr {
-        self.0.as_ptr()
+        self.raw.as_ptr()
     }
 
     /// Whether the other end is there, as far as is known without asking it.
@@ -178,19 +182,31 @@ impl Connect {
     }
 
     /// The domain of this name.
-    pub(super) fn by_name(&self, name: &str) -> Result<Domain> {
+    pub(super) fn by_name(&self, name: &str) -> Result<Arc<Domain>> {
         let name = CString::new(name).map_err(|_| Error::nul())?;
         // SAFETY: a live connection and a NUL-terminated text.
-        let raw = unsafe { sys::virDomainLookupByName(self.raw(), name.as_ptr()) };
-        NonNull::new(raw).map(Domain).ok_or_else(Error::last)
+        self.found(unsafe { sys::virDomainLookupByName(self.raw(), name.as_ptr()) })
     }
 
     /// The domain of this UUID.
-    pub(super) fn by_uuid(&self, uuid: &str) -> Result<Domain> {
+    pub(super) fn by_uuid(&self, uuid: &str) -> Result<Arc<Domain>> {
         let uuid = CString::new(uuid).map_err(|_| Error::nul())?;
         // SAFETY: a live connection and a NUL-terminated text.
-        let raw = unsafe { sys::virDomainLookupByUUIDString(self.raw(), uuid.as_ptr()) };
-        NonNull::new(raw).map(Domain).ok_or_else(Error::last)
+        self.found(unsafe { sys::virDomainLookupByUUIDString(self.raw(), uuid.as_ptr()) })
+    }
+
+    /// The domain of this UUID as it was when it was looked up, where it is the one that was looked up here last. Its name and
+    /// its id may be others by now.
+    pub(super) fn known(&self, uuid: &str) -> Option<Arc<Domain>> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(of, _)| of == uuid).map(|(_, domain)| Arc::clone(domain))
+    }
+
+    /// Keeps what a look-up has found.
+    fn found(&self, raw: sys::virDomainPtr) -> Result<Arc<Domain>> {
+        let domain = Arc::new(NonNull::new(raw).map(Domain).ok_or_else(Error::last)?);
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((domain.uuid()?, Arc::clone(&domain)));
+        Ok(domain)
     }
 }
 
@@ -251,6 +267,11 @@ pub(super) struct Bandwidth {
 /// One domain. Holds a reference on its connection.
 #[derive(Debug)]
 pub(super) struct Domain(NonNull<sys::virDomain>);
+
+// SAFETY: libvirt's domains are reference-counted and locked inside, as connections are; any thread may use one at any time.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
 
 impl Domain {
     fn raw(&self) -> sys::virDomainPtr {

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::ffi::{self, Bandwidth, CONFIG, Connect, Domain, Info, LIVE, MemoryStats};
 use super::guests::Still;
 use super::process::{self, Process};
+use super::recent::Kept;
 use super::xml::{self, Definition};
 use super::{cgroup, quota};
 use agentd_core::units::{Cpus, Limit};
@@ -59,7 +61,7 @@ pub(super) enum Balloon {
 
 /// The domain that a caller's word names: its UUID, or its name. What looks like a UUID is one first: libvirt lets a domain
 /// have another one's as its name.
-pub(super) fn look_up(connect: &Connect, name: &str) -> Result<Domain, ffi::Error> {
+pub(super) fn look_up(connect: &Connect, name: &str) -> Result<Arc<Domain>, ffi::Error> {
     if is_uuid(name) { connect.by_uuid(name).or_else(|_| connect.by_name(name)) } else { connect.by_name(name) }
 }
 
@@ -95,12 +97,8 @@ pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf], saves_bandwidth: bool
     let (name, uuid) = (domain.name()?, domain.uuid()?);
     let (state, id) = (domain.state()?, domain.id());
     let active = id.is_some();
-    let read = |saved: bool| {
-        let definition = xml::definition(&domain.xml(saved)?);
-        definition.map_err(|message| ffi::Error { code: virt_sys::VIR_ERR_XML_ERROR, message })
-    };
-    let live = if active { Some(read(false)?) } else { None };
-    let saved = if domain.is_persistent()? { Some(read(true)?) } else { None };
+    let live = if active { Some(read(domain, false)?) } else { None };
+    let saved = if domain.is_persistent()? { Some(read(domain, true)?) } else { None };
     let bandwidth = |flags| domain.bandwidth(flags).map_err(|error| error.message);
     let process = if active { process::find(pid_dirs, &name, &uuid) } else { None };
     let in_kernel = process.and_then(|process| cgroup::bandwidth(process.pid));
@@ -126,6 +124,39 @@ pub(super) fn sight(domain: &Domain, pid_dirs: &[PathBuf], saves_bandwidth: bool
         saved,
         process,
     })
+}
+
+/// A definition of it.
+fn read(domain: &Domain, saved: bool) -> Result<Definition, ffi::Error> {
+    let definition = xml::definition(&domain.xml(saved)?);
+    definition.map_err(|message| ffi::Error { code: virt_sys::VIR_ERR_XML_ERROR, message })
+}
+
+/// The same, where all that was touched since it was seen is known: only that is asked. `None` where the kernel doesn't say that it
+/// is the same run with the same vCPUs, or where it doesn't tell its CPU bandwidth.
+pub(super) fn sight_again(
+    connect: &Connect,
+    kept: &Kept,
+    pid_dirs: &[PathBuf],
+    saves_bandwidth: bool,
+) -> Result<Option<(Arc<Domain>, Sighting)>, ffi::Error> {
+    let Sighting { name, uuid, .. } = &kept.seen;
+    let process = process::find(pid_dirs, name, uuid);
+    let enforced = process.and_then(|process| cgroup::bandwidth(process.pid)).filter(|(_, own)| *own);
+    let Some((enforced, _)) = enforced.filter(|_| process == kept.seen.process) else { return Ok(None) };
+    let domain = match connect.known(uuid) {
+        Some(domain) => domain,
+        None => connect.by_uuid(uuid)?,
+    };
+    let mut seen = Sighting { balloon: Balloon::NotAsked, online: None, ..kept.seen.clone() };
+    (seen.live_bandwidth, seen.cgroup_limit) = (Ok(enforced), Some(quota::limit(enforced)));
+    if kept.saved {
+        let saved = read(&domain, true)?;
+        seen.saved_bandwidth =
+            if saves_bandwidth { Ok(saved.bandwidth) } else { domain.bandwidth(CONFIG).map_err(|error| error.message) };
+        seen.saved = Some(saved);
+    }
+    Ok(Some((domain, seen)))
 }
 
 /// Asks the guest agent how many vCPUs are online inside.

@@ -10,6 +10,7 @@
 //! | `counters.rs` | what was counted of a domain |
 //! | `asked.rs` | what was asked of a guest and is still open |
 //! | `guests.rs` | how guests behave |
+//! | `recent.rs` | what was seen a moment ago |
 //! | `change.rs` | one step |
 //! | `watch.rs`, `hotplug.rs` | what libvirt and the kernel announce |
 //! | `console.rs` | where a guest's console is logged |
@@ -28,6 +29,7 @@ mod prepare;
 mod process;
 mod quota;
 mod reading;
+mod recent;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -52,6 +54,7 @@ use self::calls::{Calls, Class, READ_DEADLINE};
 use self::change::Done;
 use self::guests::Guests;
 use self::look::{Balloon, Glance, Sighting};
+use self::recent::Recent;
 use super::{Backend, BackendError, LogAsk, LogFrames, Look, Notice, cgroup as kernel, differing};
 
 /// Domains looked at side by side when all are listed.
@@ -66,6 +69,7 @@ pub struct Libvirt {
     calls: Calls,
     asked: Mutex<Memory>,
     guests: Arc<Mutex<Guests>>,
+    recent: Mutex<Recent>,
     host: Arc<kernel::Host>,
     /// What was seen of each domain when it was last looked over.
     told: Mutex<BTreeMap<String, Glance>>,
@@ -81,6 +85,7 @@ impl Libvirt {
             calls: Calls::new(&uri),
             asked: Mutex::default(),
             guests: Arc::default(),
+            recent: Mutex::default(),
             host,
             told: Mutex::default(),
             saves_bandwidth: is_system_qemu(&uri),
@@ -99,24 +104,42 @@ impl Libvirt {
         of(&self.guests)
     }
 
+    /// Never held over a call.
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        of(&self.recent)
+    }
+
     /// All that can be seen of a domain. The balloon last, because asking QEMU hangs where QEMU hangs: what was seen before that
     /// is told all the same.
     async fn see(&self, name: &str, look: Look) -> Result<Sighting, BackendError> {
         let what = format!("observe {name}");
         let wait = match look {
-            Look::Plain => Duration::ZERO,
+            Look::Plain | Look::Back => Duration::ZERO,
             Look::Usage(wait) => wait.min(READ_DEADLINE - BESIDE_THE_WAIT),
         };
+        let (began, now) = (self.recent().ticket(), Instant::now());
+        let kept = if look == Look::Back { self.recent().of(name, now) } else { None };
         let so_far = Arc::new(Mutex::new(None));
         let (named, called, seen_first) = (name.to_owned(), what.clone(), Arc::clone(&so_far));
         let (calls, guests, saves_bandwidth) = (self.calls.clone(), Arc::clone(&self.guests), self.saves_bandwidth);
         let job = move |job: &calls::Job<'_>| {
-            let domain = look::look_up(job.connect, &named)?;
-            let mut seen = look::sight(&domain, job.pid_dirs, saves_bandwidth)?;
-            let Some(live) = &seen.live else { return Ok(seen) };
+            let again = match &kept {
+                Some(kept) => look::sight_again(job.connect, kept, job.pid_dirs, saves_bandwidth)?,
+                None => None,
+            };
+            let is_whole = again.is_none();
+            let (domain, mut seen) = match again {
+                Some(again) => again,
+                None => {
+                    let domain = look::look_up(job.connect, &named)?;
+                    let seen = look::sight(&domain, job.pid_dirs, saves_bandwidth)?;
+                    (domain, seen)
+                }
+            };
+            let Some(live) = &seen.live else { return Ok((seen, is_whole)) };
             if calls.is_stuck(&seen.uuid) {
                 seen.balloon = Balloon::Deaf("an earlier call is overdue".into());
-                return Ok(seen);
+                return Ok((seen, false));
             }
             *of(&seen_first) = Some(seen.clone());
             job.concerns(&seen.uuid);
@@ -127,13 +150,13 @@ impl Libvirt {
                 Err(error) if job.is_cut_off(&error) => return Err(error.into()),
                 Err(error) => Balloon::Deaf(calls::translate(&called, &error).to_string()),
             };
-            Ok(seen)
+            Ok((seen, is_whole))
         };
-        let seen = match self.calls.run(Class::Look, "", &what, job).await {
+        let (seen, is_whole) = match self.calls.run(Class::Look, "", &what, job).await {
             Err(error @ BackendError::Timeout(_)) => {
                 let seen: Option<Sighting> = of(&so_far).take();
                 let seen = seen.ok_or_else(|| error.clone())?;
-                Sighting { balloon: Balloon::Deaf(error.to_string()), ..seen }
+                (Sighting { balloon: Balloon::Deaf(error.to_string()), ..seen }, false)
             }
             seen => seen?,
         };
@@ -142,6 +165,9 @@ impl Libvirt {
         }
         let actual = if let Balloon::Said { stats, .. } = &seen.balloon { stats.actual } else { None };
         self.guests().balloon_seen(&seen.uuid, actual, look::now());
+        if is_whole {
+            self.recent().looked(&seen, began, now);
+        }
         Ok(seen)
     }
 
@@ -235,6 +261,7 @@ impl Backend for Libvirt {
         let exists = |uuid: &str| uuids.contains(uuid);
         self.asked().keep_only(exists);
         self.guests().keep_only(exists);
+        self.recent().keep_only(exists);
         known.retain(|(name, _)| match Ref::new(Kind::Vm, name) {
             Ok(_) => true,
             Err(problem) => {
@@ -264,6 +291,7 @@ impl Backend for Libvirt {
         let now = self.calls.run(Class::Look, "", "look over the domains", job).await?;
         self.asked().keep_only(|uuid| now.contains_key(uuid));
         self.guests().keep_only(|uuid| now.contains_key(uuid));
+        self.recent().keep_only(|uuid| now.contains_key(uuid));
         Ok(differing(&mut of(&self.told), now))
     }
 
@@ -290,10 +318,12 @@ impl Backend for Libvirt {
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
         let what = format!("{} of {target}", describe(target, action));
-        let (of, step) = (identity.clone(), action.clone());
-        let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step);
+        let kept = self.recent().change_begins(&identity.id, Instant::now());
+        let (of, step, seen) = (identity.clone(), action.clone(), kept.clone());
+        let job = move |job: &calls::Job<'_>| change::apply(job, &of, &step, seen.as_ref());
         let class = if action.starts() { Class::Start } else { Class::Change };
         let done = self.calls.run(class, &identity.id, &what, job).await;
+        self.recent().change_ended(&identity.id, kept.filter(|_| done.is_ok()).and_then(|kept| kept.after(action)));
         self.guests().vcpus_changed(&identity.id, Instant::now());
         let done = done?;
         let (uuid, boot) = (identity.id.as_str(), identity.boot.as_deref().unwrap_or_default());

@@ -37,6 +37,11 @@ pub(super) fn pid(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<u32> {
     })
 }
 
+/// When the process of a domain on this host was started.
+pub(super) fn start(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<u64> {
+    start_time(&fs::read_to_string(format!("/proc/{}/stat", pid(pid_dirs, name, uuid)?)).ok()?)
+}
+
 /// The process of a domain on this host.
 pub(super) fn find(pid_dirs: &[PathBuf], name: &str, uuid: &str) -> Option<Process> {
     let pid = pid(pid_dirs, name, uuid)?;

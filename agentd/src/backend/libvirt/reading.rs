@@ -379,13 +379,13 @@ pub(super) fn asked_in(native: &serde_json::Value) -> Option<Asked> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::backend::libvirt::ffi::MemoryStats;
     use crate::backend::libvirt::process::Process;
 
     /// A running QEMU domain: 3 of 4 vCPUs by both counts, 384 of 512 MiB.
-    fn running() -> Sighting {
+    pub(in super::super) fn running() -> Sighting {
         let definition = Definition {
             memory: 512 << 10,
             current_memory: 384 << 10,

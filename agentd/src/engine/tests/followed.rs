@@ -15,11 +15,12 @@ use super::{CONFIG, Engine, Fake, SHORT, engine, peer, resize, submit};
 /// How long a full listing takes: nobody may wait for one.
 const LISTING: Duration = Duration::from_secs(60);
 
-/// Two VMs of an engine that can be followed, and is.
+/// Two VMs of an engine that can be followed, and is; a step takes 50 ms.
 async fn followed() -> (Engine, Arc<Fake>) {
     let vm = |name: &str| serde_json::json!({"name": name, "cpus": 2, "memory": "1GiB", "max_cpus": 8, "max_memory": "4GiB", "used": "200MiB"});
     let list_ms = u64::try_from(LISTING.as_millis()).unwrap();
-    let spec = serde_json::json!({"instances": [vm("db"), vm("web")], "announces": true, "list_ms": list_ms});
+    let spec =
+        serde_json::json!({"instances": [vm("db"), vm("web")], "announces": true, "list_ms": list_ms, "delay_ms": 50});
     let (engine, fake) = engine(spec, CONFIG);
     engine.keep_fresh(Duration::from_secs(30));
     sleep(LISTING * 3).await;
@@ -78,4 +79,23 @@ async fn what_nothing_is_heard_of_is_looked_at_in_turn() {
     let list = engine.list(&peer(), &Filter::default()).await.unwrap();
     let db = list.items.into_iter().find(|item| item.name == "db").unwrap();
     assert_eq!(db.cpus.persistent, Some(Limit::At(Cpus::whole(5))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_announced_in_the_middle_of_a_change_is_looked_at_after_it() {
+    let (engine, fake) = followed().await;
+    let changing = engine.clone();
+    let body = serde_json::json!({"cpus": 4, "apply": "live"});
+    let change = tokio::spawn(async move { submit(&changing, resize(&body, SHORT)).await.unwrap() });
+    sleep(Duration::from_millis(10)).await;
+    // The change's own look at its end has begun before that, and takes longer.
+    fake.slow_next_look(Duration::from_secs(1));
+    sleep(Duration::from_millis(500)).await;
+    let limit = Some(Limit::At(Cpus::from_millis(1500)));
+    fake.meddle("web", &Values { cpu_limit: limit, ..Values::default() });
+    change.await.unwrap();
+    let known = || engine.book().get(&super::instance()).unwrap().observed.cpu_limit.accepted;
+    assert_ne!(known(), limit);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(known(), limit);
 }

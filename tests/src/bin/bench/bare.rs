@@ -36,9 +36,7 @@ impl Bare {
         let (mut parameters, mut count, mut room) = (ptr::null_mut(), 0, 0);
         let field = c"global_quota".as_ptr();
         // SAFETY: places for an array that libvirt allocates, and a field's name that ends in NUL.
-        told(unsafe {
-            sys::virTypedParamsAddLLong(&raw mut parameters, &raw mut count, &raw mut room, field, quota)
-        })?;
+        told(unsafe { sys::virTypedParamsAddLLong(&raw mut parameters, &raw mut count, &raw mut room, field, quota) })?;
         let (domain, live) = (self.domain.as_ptr(), sys::VIR_DOMAIN_AFFECT_LIVE);
         // SAFETY: a domain that is held, and that array.
         let set = told(unsafe { sys::virDomainSetSchedulerParametersFlags(domain, parameters, count, live) });

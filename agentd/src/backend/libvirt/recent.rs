@@ -1,0 +1,172 @@
+//! What was seen of a domain a moment ago, for whoever reads back a change of ours: what that change can't have touched is not
+//! asked again. A QEMU that moves its balloon answers late, and each question to libvirt waits with it. What somebody else does
+//! in that moment is announced, and looked at after the change.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use agentd_core::plan::{Action, Scope};
+
+use super::look::Sighting;
+
+/// How long what was seen serves.
+const LASTS: Duration = Duration::from_secs(1);
+/// Of so many domains at once; others are asked about whole.
+const MOST: usize = 64;
+
+/// A whole look, and what was changed since.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Kept {
+    /// What was seen.
+    pub(super) seen: Sighting,
+    /// Whether the saved definition was changed since.
+    pub(super) saved: bool,
+    /// Whether the balloon was given another target since.
+    pub(super) balloon: bool,
+    at: Instant,
+}
+
+impl Kept {
+    /// After this step; `None` where it may have touched more than can be told.
+    pub(super) fn after(self, action: &Action) -> Option<Kept> {
+        let (scope, values) = action.sets()?;
+        match scope {
+            Scope::Saved => Some(Kept { saved: true, ..self }),
+            Scope::Live if values.cpus.is_none() && values.plugged.is_none() => {
+                Some(Kept { balloon: self.balloon || values.memory.is_some(), ..self })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A point in the order of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
+/// By UUID.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    kept: HashMap<String, Kept>,
+    /// When each was last changed: a look that was begun before that is of no use after it.
+    changed: HashMap<String, Ticket>,
+    clock: u64,
+}
+
+impl Recent {
+    /// The beginning of a look.
+    pub(super) fn ticket(&self) -> Ticket {
+        Ticket(self.clock)
+    }
+
+    /// A whole look that began then has ended.
+    pub(super) fn looked(&mut self, seen: &Sighting, began: Ticket, now: Instant) {
+        if self.kept.len() >= MOST {
+            self.kept.retain(|_, kept| now.saturating_duration_since(kept.at) < LASTS);
+        }
+        let stale = self.changed.get(&seen.uuid).is_some_and(|changed| *changed > began);
+        if seen.process.is_none() || stale || (self.kept.len() >= MOST && !self.kept.contains_key(&seen.uuid)) {
+            self.kept.remove(&seen.uuid);
+            return;
+        }
+        let kept = Kept { seen: seen.clone(), saved: false, balloon: false, at: now };
+        self.kept.insert(seen.uuid.clone(), kept);
+    }
+
+    /// What was seen of it, if that was a moment ago.
+    pub(super) fn of(&self, uuid: &str, now: Instant) -> Option<Kept> {
+        self.kept.get(uuid).filter(|kept| now.saturating_duration_since(kept.at) < LASTS).cloned()
+    }
+
+    /// A change of it begins: until it has ended nothing that is known serves.
+    pub(super) fn change_begins(&mut self, uuid: &str, now: Instant) -> Option<Kept> {
+        self.mark(uuid);
+        self.kept.remove(uuid).filter(|kept| now.saturating_duration_since(kept.at) < LASTS)
+    }
+
+    /// It has ended; `kept` is what is still known.
+    pub(super) fn change_ended(&mut self, uuid: &str, kept: Option<Kept>) {
+        self.mark(uuid);
+        self.kept.remove(uuid);
+        self.kept.extend(kept.map(|kept| (uuid.to_owned(), kept)));
+    }
+
+    /// Forgets the domains that are gone.
+    pub(super) fn keep_only(&mut self, exists: impl Fn(&str) -> bool) {
+        self.kept.retain(|uuid, _| exists(uuid));
+        self.changed.retain(|uuid, _| exists(uuid));
+    }
+
+    fn mark(&mut self, uuid: &str) {
+        self.clock += 1;
+        self.changed.insert(uuid.to_owned(), Ticket(self.clock));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentd_core::plan::Values;
+    use agentd_core::units::{ByteCount, Cpus, Limit};
+
+    use super::*;
+    use crate::backend::libvirt::reading::tests::running;
+
+    fn step(scope: Scope, values: Values) -> Action {
+        Action::Set { scope, values }
+    }
+
+    fn memory() -> Values {
+        Values { memory: Some(Limit::At(ByteCount::mib(256))), ..Values::default() }
+    }
+
+    #[test]
+    fn a_look_serves_for_a_moment_and_only_if_no_change_was_begun_since() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        recent.looked(&running(), recent.ticket(), now);
+        assert!(recent.of("u", now).is_some() && recent.of("v", now).is_none());
+        assert!(recent.of("u", now + LASTS).is_none());
+        let before = recent.ticket();
+        assert!(recent.change_begins("u", now).is_some() && recent.of("u", now).is_none());
+        recent.looked(&running(), before, now);
+        assert!(recent.of("u", now).is_none(), "it may have seen half of the change");
+        let within = recent.ticket();
+        recent.change_ended("u", None);
+        recent.looked(&running(), within, now);
+        assert!(recent.of("u", now).is_none());
+        recent.looked(&running(), recent.ticket(), now);
+        assert!(recent.of("u", now).is_some());
+    }
+
+    #[test]
+    fn what_a_step_may_have_touched_is_not_told_of_before() {
+        let kept = || {
+            let mut recent = Recent::default();
+            recent.looked(&running(), recent.ticket(), Instant::now());
+            recent.of("u", Instant::now()).unwrap()
+        };
+        let limit = Values { cpu_limit: Some(Limit::At(Cpus::whole(1))), ..Values::default() };
+        let after = |scope, values| kept().after(&step(scope, values)).map(|kept| (kept.saved, kept.balloon));
+        assert_eq!(after(Scope::Live, limit), Some((false, false)));
+        assert_eq!(after(Scope::Live, memory()), Some((false, true)));
+        assert_eq!(after(Scope::Saved, memory()), Some((true, false)));
+        let cpus = Values { cpus: Some(Limit::At(Cpus::whole(2))), ..Values::default() };
+        let plugged = Values { plugged: Some(ByteCount::mib(1)), ..memory() };
+        assert_eq!((after(Scope::Live, cpus), after(Scope::Live, plugged)), (None, None));
+        assert!(kept().after(&Action::Kill).is_none());
+        let twice = kept().after(&step(Scope::Live, memory())).unwrap().after(&step(Scope::Live, limit)).unwrap();
+        assert!(twice.balloon);
+    }
+
+    #[test]
+    fn a_domain_without_a_process_here_and_more_than_are_kept_are_asked_about_whole() {
+        let (mut recent, now) = (Recent::default(), Instant::now());
+        recent.looked(&Sighting { process: None, ..running() }, recent.ticket(), now);
+        assert!(recent.of("u", now).is_none());
+        for number in 0..=MOST {
+            recent.looked(&Sighting { uuid: number.to_string(), ..running() }, recent.ticket(), now);
+        }
+        assert!(recent.of("0", now).is_some() && recent.of(&MOST.to_string(), now).is_none());
+        recent.looked(&running(), recent.ticket(), now + LASTS);
+        assert_eq!(recent.kept.len(), 1, "what is old has made room");
+    }
+}
