@@ -8,7 +8,8 @@
 //!     └─► no answer in time ─► unknown and held: nothing more is touched until it is recovered
 //! ```
 //!
-//! An exact step that another one follows is read back with that one: a look costs as much as a step.
+//! An exact step that another one follows is read back with that one, unless that one can't be taken back for sure: a look costs
+//! as much as a step.
 //!
 //! A change that was cut off, by the end of the daemon or by a call that did not return, is recovered here too: by what is
 //! seen, on the same walks.
@@ -129,6 +130,12 @@ impl<'a> Executor<'a> {
             }
             match self.operation.steps[index].state {
                 StepState::Planned => {
+                    // What can't be taken back for sure is begun only where all before it is done.
+                    if self.operation.steps[index].step.class != UndoClass::Exact
+                        && let Some(ended) = self.read_unread(index).await
+                    {
+                        return ended;
+                    }
                     self.advance(index, StepState::Doing, None);
                     if self.operation.steps[index].step.is_marked()
                         && self.marked != Some(index)
@@ -149,16 +156,24 @@ impl<'a> Executor<'a> {
                 return ended;
             }
         }
-        for index in 0..self.operation.steps.len() {
-            if self.operation.steps[index].state == StepState::Doing {
-                let end = self.read(index, Instant::now()).await;
-                if let Some(ended) = self.take(index, end).await {
-                    return ended;
-                }
-            }
+        if let Some(ended) = self.read_unread(self.operation.steps.len()).await {
+            return ended;
         }
         self.operation.succeed();
         Ended::default()
+    }
+
+    /// Reads back what was applied and not read back yet, of the steps before this one.
+    async fn read_unread(&mut self, before: usize) -> Option<Ended> {
+        for index in 0..before {
+            if self.operation.steps[index].state == StepState::Doing {
+                let end = self.read(index, Instant::now()).await;
+                if let Some(ended) = self.take(index, end).await {
+                    return Some(ended);
+                }
+            }
+        }
+        None
     }
 
     /// Takes down what a step came to; where nothing may follow it, ends the change.

@@ -569,6 +569,11 @@ impl Book {
         })
     }
 
+    /// Whether something newer is known than what a look can have seen that was begun then.
+    pub fn knows_newer(&self, instance: &InstanceId, begun: Moment) -> bool {
+        self.known.get(instance).is_some_and(|known| known.seen > begun)
+    }
+
     /// Everything that is known.
     pub fn all(&self) -> impl Iterator<Item = &Known> {
         self.known.values()

@@ -54,6 +54,13 @@ impl Host {
         if self.unified { self.look_unified(&list, id) } else { self.look_legacy(&list, id) }
     }
 
+    /// Whether this process runs, and is one of the container `id`.
+    pub(super) fn has(&self, pid: u32, id: &str) -> bool {
+        let list = std::fs::read_to_string(self.processes.join(pid.to_string()).join("cgroup")).unwrap_or_default();
+        let controller = if self.unified { None } else { Some("memory") };
+        controller_path(&list, controller).is_some_and(|(_, path)| own_path(path, id).is_some())
+    }
+
     /// The limits and the use of the cgroup at this path below the root, `None` where there is no such cgroup. A limit is
     /// `None` where its controller is off there.
     pub(super) fn look_at(&self, path: &str) -> Option<Seen> {

@@ -192,6 +192,11 @@ impl Engine {
             let seen = Some((observed, book.moment()));
             let settled = !self.store().has_open_beside(&operation);
             book.end(&operation, seen, &self.settings().config, settled);
+            let missed = book.was_missed(&instance);
+            drop(book);
+            if missed {
+                self.look_soon(&instance);
+            }
             return Err(unrecorded(&error).into());
         }
         self.execute(operation, marked, &ask, began).await

@@ -462,8 +462,13 @@ impl Engine {
             let begun = self.book().moment();
             match source.backend.observe(&name, Look::Plain).await {
                 Ok(observed) => {
+                    let instance = observed.instance_id();
                     let drift = self.book().record(observed, begun, &self.settings().config);
                     self.drifted(drift);
+                    // A change has ended meanwhile, and may have told of what it did not touch as it was before this look.
+                    if self.book().knows_newer(&instance, begun) {
+                        self.look_soon(&instance);
+                    }
                     true
                 }
                 // What was known by this very id is gone. Of a name it can't be told whose it was, but what stirred can.

@@ -160,12 +160,14 @@ impl Engine {
         }
     }
 
-    /// Looks at what was announced of an instance in the middle of a change.
+    /// Looks at an instance once more, of which something was announced in the middle of a change.
     pub(super) fn look_soon(&self, instance: &InstanceId) {
         let (engine, InstanceId { kind, id }) = (self.clone(), instance.clone());
         tokio::spawn(async move {
             sleep(BURST).await;
-            engine.look_again(kind, [id]).await;
+            if !engine.look_again(kind, [id]).await {
+                engine.refresh_kind(kind, Duration::ZERO).await;
+            }
         });
     }
 

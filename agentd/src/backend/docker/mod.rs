@@ -142,7 +142,7 @@ impl Docker {
             Some(pid) => {
                 let (host, id) = (Arc::clone(&self.host), view::id(inspected).to_owned());
                 let (boot, native) = (view::boot(inspected), view::native(inspected));
-                self.looked().insert(id.clone(), Looked { at, boot, pid, native });
+                self.looked_at(&id, Looked { at, boot, pid, native });
                 Some(tokio::task::spawn_blocking(move || host.look(pid, &id)).await.unwrap_or_default())
             }
             None => None,
@@ -161,14 +161,22 @@ impl Docker {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps what a look has told, unless a later one has told since.
+    fn looked_at(&self, id: &str, new: Looked) {
+        let mut looked = self.looked();
+        if looked.get(id).is_none_or(|known| known.at <= new.at) {
+            looked.insert(id.to_owned(), new);
+        }
+    }
+
     /// The limits of a container that was looked at a moment ago and runs as it did when a change was planned. They serve once:
-    /// the change that is made of them replaces them.
-    fn just_seen(&self, identity: &Identity) -> Option<Native> {
+    /// the change that is made of them replaces them. With its process: whether that still runs is for the kernel to say.
+    fn just_seen(&self, identity: &Identity) -> Option<(u32, Native)> {
         let mut looked = self.looked();
         let last = looked.get_mut(&identity.id)?;
         let serves = last.boot.is_some() && last.boot == identity.boot && last.at.elapsed() < LOOK_SERVES;
         last.boot = None;
-        serves.then_some(last.native)
+        serves.then_some((last.pid, last.native))
     }
 
     /// The host's CPUs as the engine counts them, which is the most that it takes for `--cpus`.
@@ -340,7 +348,8 @@ impl Backend for Docker {
 
     async fn apply(&self, target: &Ref, identity: &Identity, action: &Action) -> Result<(), BackendError> {
         if let Action::Set { scope, values } = action
-            && let Some(now) = self.just_seen(identity)
+            && let Some((pid, now)) = self.just_seen(identity)
+            && self.host.has(pid, &identity.id)
         {
             check_scope(target, *scope)?;
             return self.update(target, &identity.id, now.set(values)).await;
@@ -429,7 +438,7 @@ mod tests {
         assert_eq!(docker.just_seen(&run(Some("1"))), None, "nobody looked");
         let now = Instant::now();
         look(now);
-        assert_eq!(docker.just_seen(&run(Some("1"))).map(|native| native.memory), Some(1 << 30));
+        assert_eq!(docker.just_seen(&run(Some("1"))).map(|(_, native)| native.memory), Some(1 << 30));
         assert_eq!(docker.just_seen(&run(Some("1"))), None, "it has changed since");
         assert_eq!(docker.just_seen(&run(None)), None);
         for other in [run(Some("2")), run(None)] {

@@ -2,6 +2,7 @@
 //! was meant before it touches anything.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use agentd_core::operation::{Identity, same_boot};
 use agentd_core::plan::{Action, Headroom, Preparation, Redefinition, Scope, Values};
@@ -12,7 +13,6 @@ use virt_sys as sys;
 
 use super::calls::{Fail, Job};
 use super::ffi::{self, CONFIG, Domain, Flags, LIVE};
-use super::look::Balloon;
 use super::prepare::{Wish, boot_with, prepare};
 use super::recent::Kept;
 use super::xml::Definition;
@@ -286,17 +286,15 @@ fn set(
             job.about_to_change();
             domain.update_device(&device, flags)?;
         } else {
-            let seen = seen.filter(|_| live).and_then(balloon_seen);
-            let devices = match seen {
-                Some((devices, _)) => devices,
-                None => definition()?.1.device_requested,
-            };
+            let seen = seen.filter(|_| live).and_then(|kept| kept.stands(Instant::now()));
+            // What was seen of a domain serves only where that has no memory devices.
+            let devices = if seen.is_some() { 0 } else { definition()?.1.device_requested };
             let balloon = target.checked_sub(devices).filter(|balloon| *balloon > 0).ok_or_else(|| {
                 BackendError::Unsupported(format!("its memory devices alone give it {devices} KiB; nothing was done"))
             })?;
             // Asked of QEMU itself: libvirt learns of a moving balloon once a second only.
             let from = match seen {
-                Some((_, from)) => Some(from),
+                Some(from) => Some(from),
                 None if live => domain.memory_stats()?.actual,
                 None => None,
             };
@@ -312,17 +310,6 @@ fn set(
         done = set_vcpus(job, domain, flags, vcpu_count(cpus)?)?;
     }
     Ok(done)
-}
-
-/// What a look of a moment ago tells of a balloon that has been given no other target since: what the memory devices are asked
-/// to give beside it, and where it was, both in KiB.
-fn balloon_seen(kept: &Kept) -> Option<(u64, u64)> {
-    match &kept.seen.balloon {
-        Balloon::Said { stats, .. } if !kept.balloon => {
-            Some((kept.seen.live.as_ref()?.device_requested, stats.actual?))
-        }
-        _ => None,
-    }
 }
 
 /// The virtio-mem device of a definition, asked for that much.

@@ -268,9 +268,10 @@ pub(super) struct Bandwidth {
 #[derive(Debug)]
 pub(super) struct Domain(NonNull<sys::virDomain>);
 
-// SAFETY: libvirt's domains are reference-counted and locked inside, as connections are; any thread may use one at any time.
+// SAFETY: libvirt's domains belong to no thread, and their references are counted under a lock.
 unsafe impl Send for Domain {}
-// SAFETY: as above.
+// SAFETY: name and UUID of one never change. Its id does when it is started by this very handle (`create`), as one aligned int that
+// is read as a whole: at worst another thread reads the one of before, which no caller takes for that of now.
 unsafe impl Sync for Domain {}
 
 impl Domain {

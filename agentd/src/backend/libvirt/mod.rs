@@ -123,7 +123,7 @@ impl Libvirt {
         let (named, called, seen_first) = (name.to_owned(), what.clone(), Arc::clone(&so_far));
         let (calls, guests, saves_bandwidth) = (self.calls.clone(), Arc::clone(&self.guests), self.saves_bandwidth);
         let job = move |job: &calls::Job<'_>| {
-            let again = match &kept {
+            let again = match kept.as_ref().filter(|kept| kept.serves(Instant::now())) {
                 Some(kept) => look::sight_again(job.connect, kept, job.pid_dirs, saves_bandwidth)?,
                 None => None,
             };
@@ -164,9 +164,10 @@ impl Libvirt {
             return Ok(seen);
         }
         let actual = if let Balloon::Said { stats, .. } = &seen.balloon { stats.actual } else { None };
-        self.guests().balloon_seen(&seen.uuid, actual, look::now());
+        let (still, seconds) = (self.guests().still(&seen.uuid), look::now());
+        self.guests().balloon_seen(&seen.uuid, actual, seconds);
         if is_whole {
-            self.recent().looked(&seen, began, now);
+            self.recent().looked(&seen, (began, now), (still, seconds));
         }
         Ok(seen)
     }

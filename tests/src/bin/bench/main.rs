@@ -3,7 +3,7 @@
 //! ```text
 //!   bench [GROUP…]     engines | lxd | own | many | idle; all where none is named
 //!   bench --keep       a whole run whose figures become those of the README and of docs/
-//!   bench --check      a whole run whose ratios are compared with those that are kept
+//!   bench --check      all that comes to ratios, which are compared with those that are kept
 //! ```
 
 mod bare;
@@ -20,12 +20,13 @@ use anyhow::{Context, Result, bail};
 /// A group of rows, with the facts about what it ran on.
 type Group = fn(&mut Report) -> Result<()>;
 
-const GROUPS: [(&str, Group); 5] = [
-    ("engines", engines::measure),
-    ("lxd", lxd::measure),
-    ("own", own::measure),
-    ("many", many::measure),
-    ("idle", many::idle),
+/// Each with its name, and whether any of its rows is a ratio.
+const GROUPS: [(&str, Group, bool); 5] = [
+    ("engines", engines::measure, true),
+    ("lxd", lxd::measure, true),
+    ("own", own::measure, true),
+    ("many", many::measure, true),
+    ("idle", many::idle, false),
 ];
 /// Where figures are kept, below the project.
 const KEPT: &str = "docs/bench.json";
@@ -56,15 +57,16 @@ fn run(args: &[String]) -> Result<()> {
             other => bail!("{other} is none of --keep and --check"),
         }
     }
-    if let Some(unknown) = names.iter().find(|name| GROUPS.iter().all(|(group, _)| *group != name.as_str())) {
-        bail!("{unknown} is none of {}", GROUPS.map(|(group, _)| group).join(", "));
+    if let Some(unknown) = names.iter().find(|name| GROUPS.iter().all(|(group, ..)| *group != name.as_str())) {
+        bail!("{unknown} is none of {}", GROUPS.map(|(group, ..)| group).join(", "));
     }
     if (keep || check) && !names.is_empty() {
         bail!("what is kept or compared is a whole run");
     }
     let mut report = Report { facts: machine()?, rows: Vec::new() };
-    for (name, measure) in GROUPS {
-        if names.is_empty() || names.iter().any(|wanted| *wanted == name) {
+    for (name, measure, has_ratios) in GROUPS {
+        let wanted = if names.is_empty() { has_ratios || !check } else { names.iter().any(|wanted| *wanted == name) };
+        if wanted {
             measure(&mut report).with_context(|| format!("the group {name}"))?;
         }
     }

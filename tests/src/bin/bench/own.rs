@@ -32,6 +32,8 @@ const LOAD: Duration = Duration::from_secs(10);
 /// Changes that readers are beside, and by how many clients at once.
 const BESIDE: usize = 1000;
 const BESIDE_CLIENTS: usize = 8;
+/// How often eight are changed at once.
+const AT_ONCE: usize = 30;
 /// Requests after which memory must be what it was.
 const MILLION: usize = 1_000_000;
 
@@ -161,7 +163,7 @@ fn at_once() -> Result<Row> {
     eprintln!("measuring: eight at once …");
     let agentd = start(8, 1000)?;
     let mut ratios = Vec::new();
-    for level in [Level::High, Level::Low, Level::High] {
+    for level in [Level::High, Level::Low].into_iter().cycle().take(AT_ONCE) {
         let body = json!({"cpu_limit": if level == Level::High { 0.75 } else { 0.5 }, "apply": "live"}).to_string();
         let (agentd, body) = (&agentd, &body);
         let begun = Instant::now();
