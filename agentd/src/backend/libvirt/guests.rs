@@ -29,6 +29,8 @@ pub(super) struct Still {
     pub(super) actual: u64,
     /// In seconds since the Unix epoch.
     pub(super) since: u64,
+    /// The same moment.
+    pub(super) first: Instant,
 }
 
 impl Guests {
@@ -36,9 +38,10 @@ impl Guests {
     pub(super) fn balloon_seen(&mut self, uuid: &str, actual: Option<u64>, now: u64) {
         match actual {
             Some(actual) => {
-                let still = self.still.entry(uuid.to_owned()).or_insert(Still { actual, since: now });
+                let new = Still { actual, since: now, first: Instant::now() };
+                let still = self.still.entry(uuid.to_owned()).or_insert(new);
                 if still.actual != actual {
-                    *still = Still { actual, since: now };
+                    *still = new;
                 }
             }
             None => drop(self.still.remove(uuid)),
@@ -110,7 +113,7 @@ mod tests {
         let mut guests = Guests::default();
         for (actual, now, since) in [(320, 10, 10), (320, 12, 10), (200, 13, 13), (160, 14, 14), (160, 20, 14)] {
             guests.balloon_seen("a", Some(actual), now);
-            assert_eq!(guests.still("a"), Some(Still { actual, since }));
+            assert_eq!(guests.still("a").map(|still| (still.actual, still.since)), Some((actual, since)));
         }
         guests.balloon_seen("a", None, 21);
         assert_eq!((guests.still("a"), guests.still("b")), (None, None));

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn a_report_from_before_the_balloon_moved_says_nothing_about_now() {
         let stats = MemoryStats { actual: Some(160), usable: Some(230), last_update: Some(1000) };
-        let still = |actual, since| Some(Still { actual, since });
+        let still = |actual, since| Some(Still { actual, since, first: Instant::now() });
         assert!(is_of_this_balloon(&stats, still(160, 999)));
         for still in [None, still(160, 1000), still(160, 1001), still(320, 990)] {
             assert!(!is_of_this_balloon(&stats, still), "{still:?}");

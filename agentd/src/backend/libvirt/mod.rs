@@ -164,10 +164,10 @@ impl Libvirt {
             return Ok(seen);
         }
         let actual = if let Balloon::Said { stats, .. } = &seen.balloon { stats.actual } else { None };
-        let (still, seconds) = (self.guests().still(&seen.uuid), look::now());
-        self.guests().balloon_seen(&seen.uuid, actual, seconds);
+        let still = self.guests().still(&seen.uuid);
+        self.guests().balloon_seen(&seen.uuid, actual, look::now());
         if is_whole {
-            self.recent().looked(&seen, (began, now), (still, seconds));
+            self.recent().looked(&seen, (began, now), still);
         }
         Ok(seen)
     }

@@ -12,8 +12,8 @@ use super::look::{Balloon, Sighting};
 
 /// How long what was seen serves.
 const LASTS: Duration = Duration::from_secs(1);
-/// A balloon that was seen at the same size for more than so many seconds is not on its way.
-const STANDS: u64 = 1;
+/// A balloon that was seen at the same size for so long is not on its way.
+const STANDS: Duration = Duration::from_millis(200);
 /// Of so many domains at once; others are asked about whole.
 const MOST: usize = 64;
 
@@ -75,8 +75,8 @@ impl Recent {
         Ticket(self.clock)
     }
 
-    /// A whole look has ended that was begun then, at `now`; `still` is what was known of its balloon before, and the seconds of now.
-    pub(super) fn looked(&mut self, seen: &Sighting, (began, now): (Ticket, Instant), still: (Option<Still>, u64)) {
+    /// A whole look has ended that was begun then, at `now`; `still` is what was known of its balloon before.
+    pub(super) fn looked(&mut self, seen: &Sighting, (began, now): (Ticket, Instant), still: Option<Still>) {
         if self.kept.get(&seen.uuid).is_some_and(|kept| kept.at > now) {
             return;
         }
@@ -92,8 +92,7 @@ impl Recent {
             return;
         }
         let actual = if let Balloon::Said { stats, .. } = &seen.balloon { stats.actual } else { None };
-        let (still, seconds) = still;
-        let stood = |still: Still| Some(still.actual) == actual && still.since + STANDS < seconds;
+        let stood = |still: Still| Some(still.actual) == actual && now.saturating_duration_since(still.first) >= STANDS;
         let kept = Kept { seen: seen.clone(), saved: false, balloon: !still.is_some_and(stood), at: now };
         self.kept.insert(seen.uuid.clone(), kept);
     }
@@ -146,8 +145,8 @@ mod tests {
 
     /// A whole look at it, begun at `now` with this ticket, at a balloon that has stood for long.
     fn look(recent: &mut Recent, seen: &Sighting, began: Ticket, now: Instant) {
-        let still = Still { actual: 384 << 10, since: 1000 };
-        recent.looked(seen, (began, now), (Some(still), 1000 + STANDS + 1));
+        let still = Still { actual: 384 << 10, since: 1000, first: now.checked_sub(STANDS).unwrap() };
+        recent.looked(seen, (began, now), Some(still));
     }
 
     #[test]
@@ -186,9 +185,10 @@ mod tests {
         let kept = recent.of("u", now).unwrap();
         assert_eq!((kept.stands(now), kept.stands(now + LASTS)), (Some(384 << 10), None));
         assert_eq!(kept.after(&step(Scope::Live, memory())).unwrap().stands(now), None);
-        let still = |actual, since| Some(Still { actual, since });
-        for still in [None, still(384 << 10, 1000), still(300 << 10, 900)] {
-            recent.looked(&running(), (began, now), (still, 1000 + STANDS));
+        let still = |actual, first| Some(Still { actual, since: 1000, first });
+        let long_ago = now.checked_sub(STANDS * 2).unwrap();
+        for still in [None, still(384 << 10, now), still(300 << 10, long_ago)] {
+            recent.looked(&running(), (began, now), still);
             assert_eq!(recent.of("u", now).unwrap().stands(now), None, "{still:?}");
         }
     }
