@@ -9,6 +9,7 @@
 //! no observation but the change's own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Loan, Move};
 use agentd_core::config::Config;
@@ -19,6 +20,7 @@ use agentd_core::operation::{Operation, Outcome, Pending, REPAIR, same_boot};
 use agentd_core::plan::{HostCapacity, Mark, Targets, Verb, caps, charge_of};
 
 use agentd_core::units::{ByteCount, Limit};
+use tokio::time::Instant;
 
 use crate::clock::now_ms;
 use crate::store::{Entry, Remembered, Told};
@@ -46,6 +48,8 @@ pub struct Known {
     settling: bool,
     /// When the observation was begun.
     seen: Moment,
+    /// When it was taken; not in this life of the daemon where there is none.
+    at: Option<Instant>,
     /// Whether a change of it is in flight.
     busy: bool,
     /// Whether it was to be looked at meanwhile, for another reason than that change.
@@ -180,6 +184,7 @@ impl Book {
             pending,
             settling: false,
             seen,
+            at: None,
             busy: false,
             missed: false,
             unseen,
@@ -333,6 +338,7 @@ impl Book {
             pending,
             settling,
             seen: begun,
+            at: Some(Instant::now()),
             busy,
             missed,
             unseen,
@@ -567,6 +573,12 @@ impl Book {
             known.missed |= known.busy;
             known.busy
         })
+    }
+
+    /// An instance of this name that was looked at within this time.
+    pub fn looked_at(&self, reference: &Ref, within: Duration) -> Option<&Observed> {
+        let known = self.named(reference)?;
+        known.at.filter(|at| at.elapsed() <= within).map(|_| &known.observed)
     }
 
     /// Whether something newer is known than what a look can have seen that was begun then.

@@ -26,6 +26,8 @@ use crate::clock;
 const PAIR: Duration = Duration::from_millis(400);
 /// A look, and a listing, serves all who ask within this time, in µs.
 const SERVES: u64 = 200_000;
+/// How old the look at an instance may be with which its use is told at once.
+const JUST_NOW: Duration = Duration::from_secs(1);
 /// How old the listing may be that tells which instances there are.
 const LISTING_AGE: Duration = Duration::from_millis(500);
 /// Instances looked at side by side.
@@ -59,9 +61,17 @@ pub(crate) struct Looked {
 }
 
 impl Engine {
-    /// What one instance uses; `now` leaves a rate out that would have to be waited for.
+    /// What one instance uses; `now` leaves a rate out that would have to be waited for, and looks at nothing but counters where the
+    /// instance was looked at a moment ago.
     pub async fn usage(&self, peer: &Peer, target: &Target, now: bool) -> Result<UsageView, Problem> {
-        let observed = self.find(peer, target).await?;
+        let known = match target {
+            Target::Full(reference) if now => self.book().looked_at(reference, JUST_NOW).cloned(),
+            _ => None,
+        };
+        let observed = match known {
+            Some(observed) => observed,
+            None => self.find(peer, target).await?,
+        };
         self.authorize(peer, Right::Read, &observed, target)?;
         self.forget_looks_at_what_is_gone();
         let mut looked = self.look_once(observed).await;

@@ -20,9 +20,13 @@ fn target() -> Target {
 
 /// How often the engine was asked for counters.
 fn looks(engine: &Engine) -> u64 {
+    calls(engine, "counters")
+}
+
+fn calls(engine: &Engine, call: &str) -> u64 {
     let page = crate::metrics::Page::of(&engine.inner.metrics).text();
-    let series = "agentd_backend_call_seconds_count{call=\"counters\",kind=\"vm\",result=\"ok\"} ";
-    page.lines().find_map(|line| line.strip_prefix(series)).map_or(0, |count| count.parse().unwrap())
+    let series = format!("agentd_backend_call_seconds_count{{call=\"{call}\",kind=\"vm\",result=\"ok\"}} ");
+    page.lines().find_map(|line| line.strip_prefix(series.as_str())).map_or(0, |count| count.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,6 +49,17 @@ async fn who_asks_for_what_can_be_told_now_waits_for_no_rate() {
     let began = tokio::time::Instant::now();
     let told = engine.usage(&peer(), &target(), true).await.unwrap();
     assert!(told.cpu.rate.is_none() && began.elapsed() < PAIR, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_looked_at_a_moment_ago_is_not_looked_at_again_for_what_can_be_told_now() {
+    let (engine, _) = engine(burning(&json!({})), CONFIG);
+    engine.show(&peer(), &target()).await.unwrap();
+    for (pause, expected) in [(Duration::ZERO, 1), (JUST_NOW * 2, 2)] {
+        tokio::time::sleep(pause).await;
+        engine.usage(&peer(), &target(), true).await.unwrap();
+        assert_eq!(calls(&engine, "observe"), expected);
+    }
 }
 
 #[tokio::test]
