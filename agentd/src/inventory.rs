@@ -106,6 +106,8 @@ pub struct Book {
     names: HashMap<Ref, InstanceId>,
     /// What the record doesn't know yet.
     unrecorded: BTreeSet<InstanceId>,
+    /// Who has something for a time only: asked each second, of few among many.
+    lent: BTreeSet<InstanceId>,
     /// What was seen to happen and is not in the history yet.
     untold: Vec<Entry>,
     /// The kinds of which everything is known: what turns up from there on is new.
@@ -125,6 +127,7 @@ impl Book {
             known: BTreeMap::new(),
             names: HashMap::new(),
             unrecorded: BTreeSet::new(),
+            lent: BTreeSet::new(),
             untold: Vec::new(),
             listed: BTreeSet::new(),
             ledger: Ledger::new(caps(config, host)),
@@ -160,6 +163,9 @@ impl Book {
         let Remembered { stamp, observed, version, holds, loans, pending, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let instance = observed.instance_id();
+        if !loans.is_empty() {
+            self.lent.insert(instance.clone());
+        }
         // What is new since then has come while nobody looked.
         self.listed.insert(instance.kind);
         if let Some(known) = self.known.get_mut(&instance) {
@@ -427,6 +433,7 @@ impl Book {
     pub fn drop_gone(&mut self, instance: &InstanceId) {
         if let Some(known) = self.known.remove(instance) {
             self.unname(&known.observed.reference, instance);
+            self.lent.remove(instance);
             let version = self.next_version();
             self.untold.push(told_state(&known.observed, Some(known.observed.state), None, &version));
         }
@@ -472,6 +479,9 @@ impl Book {
         if lend(&mut known.loans, operation) || operation.outcome == Outcome::Pending {
             self.unrecorded.insert(instance.clone());
         }
+        if !known.loans.is_empty() {
+            self.lent.insert(instance.clone());
+        }
         if settled {
             known.doubtful.clear();
             known.unseen |= !looked || known.observed.state == State::Unknown;
@@ -500,7 +510,8 @@ impl Book {
 
     /// What was lent and is due, of instances that nothing holds.
     pub fn due(&self, now_ms: u64) -> Vec<(InstanceId, Loan)> {
-        let free = self.known.iter().filter(|(_, known)| known.holds.is_empty() && !known.busy);
+        let lent = self.lent.iter().filter_map(|instance| self.known.get_key_value(instance));
+        let free = lent.filter(|(_, known)| known.holds.is_empty() && !known.busy);
         let loans = free.flat_map(|(instance, known)| known.loans.iter().map(move |loan| (instance, loan)));
         loans
             .filter(|(_, loan)| loan.due_ms <= now_ms)
@@ -512,6 +523,9 @@ impl Book {
     pub fn end_loan(&mut self, instance: &InstanceId, operation: &str) {
         if let Some(known) = self.known.get_mut(instance) {
             known.loans.retain(|loan| loan.operation != operation);
+            if known.loans.is_empty() {
+                self.lent.remove(instance);
+            }
             self.unrecorded.insert(instance.clone());
         }
     }

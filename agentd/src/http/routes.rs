@@ -55,38 +55,44 @@ pub(super) struct Need(pub(super) Right);
 struct Document;
 
 /// The table. What each route needs stands beside it.
-fn table() -> OpenApiRouter<Engine> {
-    let need = |right: Right, (schemas, paths, methods): UtoipaMethodRouter<Engine>| {
-        (schemas, paths, methods.layer(Extension(Need(right))))
+fn for_each_route(mut take: impl FnMut(UtoipaMethodRouter<Engine>)) {
+    let mut need = |right: Right, (schemas, paths, methods): UtoipaMethodRouter<Engine>| {
+        take((schemas, paths, methods.layer(Extension(Need(right)))));
     };
-    OpenApiRouter::with_openapi(Document::openapi())
-        .routes(need(Right::Read, routes!(instances)))
-        .routes(need(Right::Read, routes!(instance)))
-        .routes(need(Right::Logs, routes!(logs)))
-        .routes(need(Right::Resize, routes!(resize)))
-        .routes(need(Right::Resize, routes!(prepare)))
-        .routes(need(Right::Power, routes!(power::stop)))
-        .routes(need(Right::Power, routes!(power::start)))
-        .routes(need(Right::Power, routes!(power::restart)))
-        .routes(need(Right::Power, routes!(power::suspend)))
-        .routes(need(Right::Power, routes!(power::resume)))
-        .routes(need(Right::Admin, routes!(clear_hold)))
-        .routes(need(Right::Read, routes!(capacity)))
-        .routes(need(Right::Read, routes!(sizes)))
-        .routes(need(Right::Read, routes!(operations)))
-        .routes(need(Right::Read, routes!(operation)))
-        .routes(need(Right::Resize, routes!(undo)))
-        .routes(need(Right::Read, routes!(history)))
-        .routes(need(Right::Read, routes!(events)))
-        .routes(need(Right::Read, routes!(health)))
-        .routes(need(Right::Read, routes!(usage::usage)))
-        .routes(need(Right::Read, routes!(usage::usages)))
-        .routes(need(Right::Read, routes!(metrics::metrics)))
+    need(Right::Read, routes!(instances));
+    need(Right::Read, routes!(instance));
+    need(Right::Logs, routes!(logs));
+    need(Right::Resize, routes!(resize));
+    need(Right::Resize, routes!(prepare));
+    need(Right::Power, routes!(power::stop));
+    need(Right::Power, routes!(power::start));
+    need(Right::Power, routes!(power::restart));
+    need(Right::Power, routes!(power::suspend));
+    need(Right::Power, routes!(power::resume));
+    need(Right::Admin, routes!(clear_hold));
+    need(Right::Read, routes!(capacity));
+    need(Right::Read, routes!(sizes));
+    need(Right::Read, routes!(operations));
+    need(Right::Read, routes!(operation));
+    need(Right::Resize, routes!(undo));
+    need(Right::Read, routes!(history));
+    need(Right::Read, routes!(events));
+    need(Right::Read, routes!(health));
+    need(Right::Read, routes!(usage::usage));
+    need(Right::Read, routes!(usage::usages));
+    need(Right::Read, routes!(metrics::metrics));
 }
 
 /// The router over an engine.
 pub fn router(engine: Engine) -> Router {
-    let (router, _) = table().split_for_parts();
+    let mut router: Router<Engine> = Router::new();
+    // What describes a route is dropped with it here: all of that at once would leave holes of megabytes in a heap that is never
+    // as full again.
+    for_each_route(|(_, paths, methods)| {
+        for path in paths.paths.keys() {
+            router = std::mem::take(&mut router).route(path, methods.clone());
+        }
+    });
     router
         .route("/v1/openapi.json", routing::get(serve_document))
         .fallback(no_route)
@@ -102,7 +108,9 @@ async fn serve_document() -> impl IntoResponse {
 
 /// The OpenAPI document, from the types.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    table().split_for_parts().1
+    let mut documented = OpenApiRouter::with_openapi(Document::openapi());
+    for_each_route(|route| documented = std::mem::take(&mut documented).routes(route));
+    documented.into_openapi()
 }
 
 /// What every request passes: the bound of its headers, and that some rule names its caller.
