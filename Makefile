@@ -85,7 +85,7 @@ bench bench-check bench-keep: setup
 	$(TARGET)/measured/bench $(patsubst bench-%,--%,$(filter-out bench,$@))
 
 bench: ## agentd beside what people use instead, as ratios: about half an hour once built
-bench-check: ## The same, compared with the ratios that docs/bench.json has
+bench-check: ## The ratios of it, compared with those that docs/bench.json has
 bench-keep: ## The same, kept in docs/ and in the README
 
 # ctl and agentd last, by themselves: without the fake engine, which the tests' own crate asks for.
