@@ -156,8 +156,14 @@ fn a_full_disk_refuses_changes_before_they_begin_and_takes_them_again_when_there
 
 #[test]
 fn a_disk_that_fills_up_in_the_middle_of_a_change_leaves_it_whole_told_and_recorded_later() -> Result<()> {
-    // One whose steps are exact, and one with a step that isn't begun unless that is on record.
-    for (body, outcome) in [(json!({"cpu_limit": 1.5}), "changed"), (json!({"memory": "2GiB"}), "rolled-back")] {
+    // One whose steps are exact, one whose only other step went on record with its plan, and one with another that isn't begun
+    // unless that is on record.
+    let bodies = [
+        (json!({"cpu_limit": 1.5}), "changed"),
+        (json!({"memory": "2GiB"}), "changed"),
+        (json!({"memory": "2GiB", "cpus": 3}), "rolled-back"),
+    ];
+    for (body, outcome) in bodies {
         let bench = Bench::on_a_small_disk(&json!({"delay_ms": 500}))?;
         let headers = [("Content-Type", "application/json"), ("Prefer", "wait=0")];
         let path = "/v1/instances/vm/web/resize";
