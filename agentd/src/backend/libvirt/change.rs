@@ -278,7 +278,8 @@ fn set(
         let target = memory_kib(memory)?;
         let definition = || -> Result<(String, Definition), Fail> {
             let xml = domain.xml(!live)?;
-            Ok((xml.clone(), xml::definition(&xml).map_err(BackendError::Failed)?))
+            let definition = xml::definition(&xml).map_err(BackendError::Failed)?;
+            Ok((xml, definition))
         };
         if let Some(plugged) = values.plugged {
             let (xml, definition) = definition()?;
