@@ -9,6 +9,7 @@
 //! no observation but the change's own.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::Duration;
 
 use agentd_core::api::{Happening, HistoryEntry, Hold, HoldKind, Instance, Loan, Move};
@@ -106,8 +107,8 @@ pub struct Book {
     names: HashMap<Ref, InstanceId>,
     /// What the record doesn't know yet.
     unrecorded: BTreeSet<InstanceId>,
-    /// Who has something for a time only: asked each second, of few among many.
-    lent: BTreeSet<InstanceId>,
+    /// Who has something for a time only, or a hold: asked each second, of few among many.
+    noted: BTreeSet<InstanceId>,
     /// What was seen to happen and is not in the history yet.
     untold: Vec<Entry>,
     /// The kinds of which everything is known: what turns up from there on is new.
@@ -127,7 +128,7 @@ impl Book {
             known: BTreeMap::new(),
             names: HashMap::new(),
             unrecorded: BTreeSet::new(),
-            lent: BTreeSet::new(),
+            noted: BTreeSet::new(),
             untold: Vec::new(),
             listed: BTreeSet::new(),
             ledger: Ledger::new(caps(config, host)),
@@ -163,13 +164,11 @@ impl Book {
         let Remembered { stamp, observed, version, holds, loans, pending, unseen } = remembered;
         self.clock = self.clock.max(stamp);
         let instance = observed.instance_id();
-        if !loans.is_empty() {
-            self.lent.insert(instance.clone());
-        }
         // What is new since then has come while nobody looked.
         self.listed.insert(instance.kind);
         if let Some(known) = self.known.get_mut(&instance) {
             (known.holds, known.loans, known.pending) = (holds, loans, pending);
+            self.note(&instance);
             return;
         }
         self.ledger.observe(&instance, charge_of(&observed, config), &limits_of(&observed, config));
@@ -196,7 +195,22 @@ impl Book {
             unseen,
             doubtful: Vec::new(),
         };
-        self.known.insert(instance, known);
+        self.known.insert(instance.clone(), known);
+        self.note(&instance);
+    }
+
+    /// Keeps in mind whether there is something to be looked for of an instance.
+    fn note(&mut self, instance: &InstanceId) {
+        let known = self.known.get(instance);
+        if known.is_some_and(|known| !known.loans.is_empty() || !known.holds.is_empty()) {
+            self.noted.insert(instance.clone());
+        } else {
+            self.noted.remove(instance);
+        }
+    }
+
+    fn noted(&self) -> impl Iterator<Item = (&InstanceId, &Known)> {
+        self.noted.iter().filter_map(|instance| self.known.get_key_value(instance))
     }
 
     /// Charges an operation whose outcome nobody knows, and holds its instance until somebody does.
@@ -350,7 +364,8 @@ impl Book {
             unseen,
             doubtful,
         };
-        self.known.insert(instance, known);
+        self.known.insert(instance.clone(), known);
+        self.note(&instance);
         drift
     }
 
@@ -423,17 +438,21 @@ impl Book {
 
     /// The next so many instances of a kind after this one, round and round.
     pub fn next_of(&self, kind: Kind, after: Option<&InstanceId>, count: usize) -> Vec<InstanceId> {
-        let of_kind = || self.known.keys().filter(|instance| instance.kind == kind);
-        let later = of_kind().filter(|instance| after.is_none_or(|after| *instance > after));
-        let earlier = of_kind().filter(|instance| after.is_some_and(|after| *instance <= after));
-        later.chain(earlier).take(count).cloned().collect()
+        let first = InstanceId { kind, id: String::new() };
+        let from = |bound| {
+            let known = self.known.range::<InstanceId, _>((bound, Bound::Unbounded));
+            known.map(|(instance, _)| instance).take_while(|instance| instance.kind == kind)
+        };
+        let later = from(after.map_or(Bound::Included(&first), Bound::Excluded));
+        let all = || from(Bound::Included(&first));
+        later.chain(all()).take(count.min(all().count())).cloned().collect()
     }
 
     /// Drops an instance that is known to be gone, whatever was in flight on it.
     pub fn drop_gone(&mut self, instance: &InstanceId) {
         if let Some(known) = self.known.remove(instance) {
             self.unname(&known.observed.reference, instance);
-            self.lent.remove(instance);
+            self.note(instance);
             let version = self.next_version();
             self.untold.push(told_state(&known.observed, Some(known.observed.state), None, &version));
         }
@@ -479,22 +498,21 @@ impl Book {
         if lend(&mut known.loans, operation) || operation.outcome == Outcome::Pending {
             self.unrecorded.insert(instance.clone());
         }
-        if !known.loans.is_empty() {
-            self.lent.insert(instance.clone());
-        }
         if settled {
             known.doubtful.clear();
             known.unseen |= !looked || known.observed.state == State::Unknown;
             if known.unseen {
-                self.unrecorded.insert(instance);
+                self.unrecorded.insert(instance.clone());
             } else {
                 self.ledger.release(&instance, charge_of(&known.observed, config));
             }
         }
+        self.note(&instance);
         match operation.marks().cloned() {
             Some(Mark::Hold { reason, before }) => {
                 let (who, since_ms, before) = (Some(operation.who.clone()), Some(operation.started_ms), Some(before));
-                let first = known.holds.iter().find(|hold| hold.hold == HoldKind::Suspended);
+                let holds = self.known.get(&instance).map(|known| known.holds.as_slice()).unwrap_or_default();
+                let first = holds.iter().find(|hold| hold.hold == HoldKind::Suspended);
                 let hold = match first.filter(|_| operation.who.command == REPAIR) {
                     // What agentd puts back is still whose it was.
                     Some(first) => Hold { woken: false, ..first.clone() },
@@ -510,8 +528,7 @@ impl Book {
 
     /// What was lent and is due, of instances that nothing holds.
     pub fn due(&self, now_ms: u64) -> Vec<(InstanceId, Loan)> {
-        let lent = self.lent.iter().filter_map(|instance| self.known.get_key_value(instance));
-        let free = lent.filter(|(_, known)| known.holds.is_empty() && !known.busy);
+        let free = self.noted().filter(|(_, known)| known.holds.is_empty() && !known.busy);
         let loans = free.flat_map(|(instance, known)| known.loans.iter().map(move |loan| (instance, loan)));
         loans
             .filter(|(_, loan)| loan.due_ms <= now_ms)
@@ -523,10 +540,8 @@ impl Book {
     pub fn end_loan(&mut self, instance: &InstanceId, operation: &str) {
         if let Some(known) = self.known.get_mut(instance) {
             known.loans.retain(|loan| loan.operation != operation);
-            if known.loans.is_empty() {
-                self.lent.remove(instance);
-            }
             self.unrecorded.insert(instance.clone());
+            self.note(instance);
         }
     }
 
@@ -542,6 +557,7 @@ impl Book {
             known.holds.push(hold);
             known.version = version;
             self.unrecorded.insert(instance.clone());
+            self.note(instance);
         }
     }
 
@@ -553,8 +569,9 @@ impl Book {
         known.holds.retain(|known| known.hold != hold);
         let lifted = known.holds.len() < before;
         if lifted {
-            self.unrecorded.insert(instance.clone());
             known.version = version;
+            self.unrecorded.insert(instance.clone());
+            self.note(instance);
         }
         lifted
     }
@@ -603,6 +620,15 @@ impl Book {
     /// Everything that is known.
     pub fn all(&self) -> impl Iterator<Item = &Known> {
         self.known.values()
+    }
+
+    /// How many instances of each kind are known, and how many of all are held.
+    pub fn counts(&self) -> (BTreeMap<Kind, usize>, usize) {
+        let mut kinds = BTreeMap::new();
+        for InstanceId { kind, .. } in self.known.keys() {
+            *kinds.entry(*kind).or_default() += 1;
+        }
+        (kinds, self.noted().filter(|(_, known)| !known.holds.is_empty()).count())
     }
 
     /// The ledger.

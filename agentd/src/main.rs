@@ -28,8 +28,8 @@ const LISTING: Duration = Duration::from_secs(30);
 /// How often the service manager is told what is going on, where that has changed.
 const STATUS: Duration = Duration::from_secs(2);
 
-/// How often memory that is free is given back to the host.
-const GIVEN_BACK: Duration = Duration::from_secs(30);
+/// How often memory that is free is given back to the host: after each listing.
+const GIVEN_BACK: Duration = LISTING;
 
 /// How long changes may take to end when the daemon stops; with the connections' own time, less than systemd waits.
 const CHANGES_END: Duration = Duration::from_secs(45);
@@ -97,7 +97,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     tracing::info!("agentd {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
     notify(&[NotifyState::Ready, NotifyState::Status(&engine.status())]);
     tokio::spawn(tell_status(engine.clone()));
-    tokio::spawn(give_memory_back());
+    tokio::spawn(give_memory_back(engine.clone()));
     http::serve(listener, engine.clone(), stopped).await.context("the socket can't be served any more")?;
     // Also those whose callers have gone: cut in the middle, nobody would take them back.
     if tokio::time::timeout(CHANGES_END, engine.idle()).await.is_err() {
@@ -170,7 +170,7 @@ async fn tell_status(engine: Engine) {
     let pause = watchdog.map_or(STATUS, |deadline| STATUS.min(deadline / 3));
     let mut told = String::new();
     loop {
-        tokio::time::sleep(pause).await;
+        engine.tick(pause).await;
         let status = engine.status();
         if watchdog.is_some() {
             notify(&[NotifyState::Watchdog]);
@@ -183,11 +183,12 @@ async fn tell_status(engine: Engine) {
 }
 
 /// Gives back what the start took, then now and then what listings and bursts did.
-async fn give_memory_back() {
-    tokio::time::sleep(Duration::from_secs(1)).await;
+async fn give_memory_back(engine: Engine) {
     loop {
+        // After the listing.
+        engine.tick(STATUS).await;
         memory::give_back();
-        tokio::time::sleep(GIVEN_BACK).await;
+        engine.tick(GIVEN_BACK).await;
     }
 }
 

@@ -11,7 +11,7 @@ use agentd_core::error::Code;
 use agentd_core::instance::{InstanceId, Target};
 use agentd_core::operation::RETURN;
 use agentd_core::plan::{Standing, Targets};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{Ask, Engine, Failure, Peer, Wish};
 use crate::clock::now_ms;
@@ -29,7 +29,7 @@ impl Engine {
         // When each may be tried again.
         let mut tried: HashMap<String, Instant> = HashMap::new();
         loop {
-            sleep(LOOK).await;
+            self.tick(LOOK).await;
             let due = self.book().due(now_ms());
             tried.retain(|operation, _| due.iter().any(|(_, loan)| loan.operation == *operation));
             for (instance, loan) in due {

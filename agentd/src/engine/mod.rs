@@ -167,6 +167,8 @@ struct Inner {
     refusals: refusals::Refusals,
     looks: usage::Looks,
     metrics: Metrics,
+    /// When it was made: what is done now and then is done at whole multiples of its pause since then.
+    began: Instant,
     /// The changes that were taken on and have not ended, as they are told until they are on record.
     under_way: channel::Sender<HashMap<String, OperationView>>,
 }
@@ -200,6 +202,7 @@ impl Engine {
                 refusals: refusals::Refusals::default(),
                 looks: usage::Looks::default(),
                 metrics,
+                began: Instant::now(),
                 under_way: channel::Sender::default(),
             }),
         }
@@ -480,6 +483,14 @@ impl Engine {
             }
         });
         futures_util::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).all(std::future::ready).await
+    }
+
+    /// Waits for the next whole multiple of `pause` since the engine was made. What is done now and then by several is so done
+    /// together, and wakes an idle host once.
+    pub async fn tick(&self, pause: Duration) {
+        let (since, pause_ms) = (clock::millis(self.inner.began.elapsed()), clock::millis(pause).max(1));
+        let next = Duration::from_millis((since / pause_ms + 1) * pause_ms);
+        tokio::time::sleep_until(self.inner.began + next).await;
     }
 
     fn slot(&self, instance: &InstanceId) -> Arc<Slot> {

@@ -365,15 +365,12 @@ impl Engine {
     pub fn status(&self) -> String {
         let settings = self.settings();
         let mut kinds: BTreeMap<Kind, usize> = self.inner.sources.keys().map(|kind| (*kind, 0)).collect();
-        let (mut held, mut away) = (0, Vec::new());
-        {
+        let (held, away) = {
             let book = self.book();
-            for known in book.all() {
-                *kinds.entry(known.observed.reference.kind()).or_default() += 1;
-                held += usize::from(!known.holds.is_empty());
-            }
-            away.extend(book.unavailable().keys().map(|kind| format!("{kind}s unavailable")));
-        }
+            let (known, held) = book.counts();
+            kinds.extend(known);
+            (held, book.unavailable().keys().map(|kind| format!("{kind}s unavailable")).collect::<Vec<_>>())
+        };
         let mut parts: Vec<String> = kinds.iter().map(|(kind, count)| counted(*count, kind.as_str())).collect();
         parts.push(counted(self.inner.under_way.borrow().len(), "change") + " under way");
         if held > 0 {

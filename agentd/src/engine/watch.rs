@@ -51,7 +51,7 @@ impl Engine {
         tokio::spawn(async move {
             loop {
                 engine.refresh(Duration::ZERO).await;
-                sleep(listing).await;
+                engine.tick(listing).await;
                 engine.go_round().await;
             }
         });
@@ -85,7 +85,7 @@ impl Engine {
     async fn keep_record(&self) {
         let mut prune_at = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
-            sleep(RECORDING).await;
+            self.tick(RECORDING).await;
             let unrecorded = self.book().take_unrecorded();
             self.store().write_later(unrecorded);
             if tokio::time::Instant::now() >= prune_at {
