@@ -436,16 +436,25 @@ impl Book {
         moving.map(|(instance, _)| instance.id.clone()).collect()
     }
 
-    /// The next so many instances of a kind after this one, round and round.
+    /// The next instances of a kind after this one, round and round: so many of those that are up, or a fifth of that of those
+    /// that are down, which are changed by their definition alone, and of that it is told.
     pub fn next_of(&self, kind: Kind, after: Option<&InstanceId>, count: usize) -> Vec<InstanceId> {
         let first = InstanceId { kind, id: String::new() };
         let from = |bound| {
             let known = self.known.range::<InstanceId, _>((bound, Bound::Unbounded));
-            known.map(|(instance, _)| instance).take_while(|instance| instance.kind == kind)
+            known.take_while(|(instance, _)| instance.kind == kind)
         };
         let later = from(after.map_or(Bound::Included(&first), Bound::Excluded));
         let all = || from(Bound::Included(&first));
-        later.chain(all()).take(count.min(all().count())).cloned().collect()
+        let mut room = count;
+        let fits = |(_, known): &(&InstanceId, &Known)| {
+            let down = matches!(known.observed.state, State::Stopped | State::Crashed);
+            let left = room.checked_sub(if down { 5 } else { 1 });
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let next = later.chain(all()).take(all().count()).take_while(fits);
+        next.map(|(instance, _)| instance.clone()).collect()
     }
 
     /// Drops an instance that is known to be gone, whatever was in flight on it.

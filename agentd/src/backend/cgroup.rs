@@ -2,6 +2,8 @@
 //! a caller sent. `counters.rs` has what it has counted.
 
 mod counters;
+#[cfg(feature = "fake")]
+pub(super) mod fuzzing;
 
 mod freezer;
 

@@ -5,6 +5,8 @@ mod cgroup;
 pub mod docker;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+#[cfg(feature = "fake")]
+pub mod fuzzing;
 pub mod libvirt;
 mod logs;
 pub(crate) mod timed;

@@ -16,32 +16,28 @@ use tokio::time::Instant;
 use super::{Ask, Engine, Failure, Peer, Wish};
 use crate::clock::now_ms;
 
-/// How often what is due is looked for.
-const LOOK: Duration = Duration::from_secs(1);
 /// When what could not be taken back is tried again.
 const AGAIN: Duration = Duration::from_secs(15);
 /// How long taking back waits for a guest.
 const WAIT: Duration = Duration::from_secs(10);
 
+/// The operations that have lent what is being taken back, and when each may be tried again.
+pub(super) type Tried = HashMap<String, Instant>;
+
 impl Engine {
-    /// Takes back what was lent, for ever.
-    pub async fn return_loans(&self) {
-        // When each may be tried again.
-        let mut tried: HashMap<String, Instant> = HashMap::new();
-        loop {
-            self.tick(LOOK).await;
-            let due = self.book().due(now_ms());
-            tried.retain(|operation, _| due.iter().any(|(_, loan)| loan.operation == *operation));
-            for (instance, loan) in due {
-                let now = Instant::now();
-                if tried.get(&loan.operation).is_some_and(|until| now < *until) {
-                    continue;
-                }
-                // One that is still being tried then hears that it is busy.
-                tried.insert(loan.operation.clone(), now + AGAIN);
-                let engine = self.clone();
-                tokio::spawn(async move { engine.take_back(&instance, &loan).await });
+    /// Begins to take back what was lent and is due.
+    pub(super) fn return_loans(&self, tried: &mut Tried) {
+        let due = self.book().due(now_ms());
+        tried.retain(|operation, _| due.iter().any(|(_, loan)| loan.operation == *operation));
+        for (instance, loan) in due {
+            let now = Instant::now();
+            if tried.get(&loan.operation).is_some_and(|until| now < *until) {
+                continue;
             }
+            // One that is still being tried then hears that it is busy.
+            tried.insert(loan.operation.clone(), now + AGAIN);
+            let engine = self.clone();
+            tokio::spawn(async move { engine.take_back(&instance, &loan).await });
         }
     }
 

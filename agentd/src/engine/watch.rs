@@ -14,6 +14,7 @@ use agentd_core::units::{Amount, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::loans::Tried;
 use super::{Ask, Engine, Peer, Source, Wish, keys};
 use crate::backend::Notice;
 use crate::clock::{millis, now_ms};
@@ -25,12 +26,12 @@ const NOTICES: usize = 1024;
 const BURST: Duration = Duration::from_millis(100);
 /// systemd may still be setting cgroups when it says that it has read its units anew.
 const RELOADED: Duration = Duration::from_millis(500);
-/// How many instances of a kind that is followed are looked at each time, whatever was heard of them.
+/// How many instances of a kind that is followed are looked at each time, whatever was heard of them: of those that are up.
 const ROUND: usize = 20;
 /// How long a lost engine is left alone before it is watched again.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// How often what changed of the inventory goes on record.
-const RECORDING: Duration = Duration::from_secs(1);
+/// How often what changed of the inventory goes on record, and what is due is looked for.
+const SECOND: Duration = Duration::from_secs(1);
 /// How often what is too old is removed from the record.
 const PRUNING: Duration = Duration::from_secs(3600);
 /// How long what moves may take to come to rest before it is put back.
@@ -56,9 +57,7 @@ impl Engine {
             }
         });
         let engine = self.clone();
-        tokio::spawn(async move { engine.keep_record().await });
-        let engine = self.clone();
-        tokio::spawn(async move { engine.return_loans().await });
+        tokio::spawn(async move { engine.each_second().await });
     }
 
     /// Looks at everything after each reload of systemd, which can put old limits back. Runs until the daemon ends.
@@ -82,10 +81,13 @@ impl Engine {
         }
     }
 
-    async fn keep_record(&self) {
+    /// Puts on record what was seen, takes back what was lent.
+    async fn each_second(&self) {
         let mut prune_at = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut tried = Tried::new();
         loop {
-            self.tick(RECORDING).await;
+            self.tick(SECOND).await;
+            self.return_loans(&mut tried);
             let unrecorded = self.book().take_unrecorded();
             self.store().write_later(unrecorded);
             if tokio::time::Instant::now() >= prune_at {

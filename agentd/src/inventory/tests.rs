@@ -280,3 +280,28 @@ fn what_is_charged_by_its_use_is_looked_at_with_what_moves_and_what_is_down_is_n
         assert_eq!(!book.moving(observed.reference.kind()).is_empty(), by_use, "{observed:?}");
     }
 }
+
+#[test]
+fn a_slow_round_comes_to_all_and_to_those_that_are_down_less_often() {
+    let one = |number: usize, state: State| Observed {
+        reference: named(&format!("vm-{number}")),
+        id: format!("{number:02}"),
+        state,
+        ..web(false)
+    };
+    let state = |number: usize| if number < 30 { State::Running } else { State::Stopped };
+    let all: Vec<Observed> = (0..60).map(|number| one(number, state(number))).collect();
+    let book = book(&all);
+    let (mut seen, mut last, mut rounds) = (BTreeSet::new(), None, 0);
+    while seen.len() < all.len() {
+        let next = book.next_of(Kind::Vm, last.as_ref(), 20);
+        assert!((1..=20).contains(&next.len()), "{next:?}");
+        seen.extend(next.iter().cloned());
+        last = next.last().cloned();
+        rounds += 1;
+    }
+    // 30 at 20 a time, 30 at 4 a time.
+    assert_eq!(rounds, 9);
+    assert!(Book::new(&config(), HOST, "test".into()).next_of(Kind::Vm, None, 20).is_empty());
+    assert_eq!(book.counts(), (BTreeMap::from([(Kind::Vm, 60)]), 0));
+}

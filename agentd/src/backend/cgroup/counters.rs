@@ -101,7 +101,7 @@ fn legacy(Folders { cpu, cpuacct, memory }: &Folders) -> Option<Counters> {
 }
 
 /// A number of a file of lines such as `nr_periods 17`.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| number(line.strip_prefix(name)?.strip_prefix(' ')?))
 }
 
@@ -120,7 +120,7 @@ fn pressure(folder: &OwnedFd) -> Option<PressureUse> {
 }
 
 /// `some avg10=1.50 avg60=… avg300=… total=…`: the share of the last 10 s.
-fn stalled(text: &str, kind: &str) -> Option<f64> {
+pub(super) fn stalled(text: &str, kind: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
     let percent: f64 = line.split_whitespace().find_map(|word| word.strip_prefix("avg10="))?.parse().ok()?;
     percent.is_finite().then(|| (percent / 100.0).clamp(0.0, 1.0))

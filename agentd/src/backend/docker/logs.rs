@@ -324,6 +324,23 @@ impl Demux {
     }
 }
 
+/// Any bytes as a log of the engine's.
+#[cfg(feature = "fake")]
+pub(super) mod fuzzing {
+    use super::{Demux, LogStream};
+
+    /// However it is cut, it says the same.
+    pub(in super::super) fn log(bytes: &[u8]) {
+        let read = |length: usize| {
+            let (mut demux, mut said) = (Demux::default(), Vec::new());
+            let mut push = |stream: LogStream, text: &[u8]| said.extend(text.iter().map(|byte| (stream, *byte)));
+            let end = bytes.chunks(length).try_for_each(|piece| demux.take(piece, &mut push));
+            (end, said)
+        };
+        assert_eq!(read(usize::MAX), read(3));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -8,6 +8,8 @@
 //! ```
 
 mod client;
+#[cfg(feature = "fake")]
+pub(super) mod fuzzing;
 mod limits;
 #[cfg(all(test, feature = "live-docker"))]
 mod live_tests;

@@ -35,7 +35,7 @@ pub(super) fn bandwidth(pid: u32) -> Option<(Bandwidth, bool)> {
 }
 
 /// The path of the CPU controller in `/proc/PID/cgroup` (cgroups(7)).
-fn membership(text: &str, unified: bool) -> Option<&str> {
+pub(super) fn membership(text: &str, unified: bool) -> Option<&str> {
     text.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':');
         let (hierarchy, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);

@@ -61,7 +61,7 @@ fn find(job: &Job<'_>, uuid: &str) -> Result<Place, Fail> {
 
 /// The file that the first serial port or console with one writes to: itself, or beside what it is (formatdomain, "Consoles,
 /// serial, parallel & channel devices").
-fn log_path(xml: &str) -> Result<Option<String>, String> {
+pub(super) fn log_path(xml: &str) -> Result<Option<String>, String> {
     let root = tree::parse(xml)?;
     let Some(devices) = root.child("devices") else { return Ok(None) };
     let written = devices.all("serial").chain(devices.all("console")).find_map(|port| {

@@ -46,14 +46,14 @@ pub(super) fn of_libvirt(nanoseconds: u64) -> Counters {
 }
 
 /// Fields 14 and 15 of `/proc/PID/stat` (proc(5)), those of all its threads, also of ended ones.
-fn cpu_usec(stat: &str) -> Option<u64> {
+pub(super) fn cpu_usec(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     user.checked_add(system)?.checked_mul(TICK_USEC)
 }
 
 /// What it has of the host's memory, huge pages too, which the kernel counts apart.
-fn resident(status: &str) -> Option<ByteCount> {
+pub(super) fn resident(status: &str) -> Option<ByteCount> {
     let kib = |name: &str| -> Option<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().strip_suffix("kB")?.trim().parse().ok()

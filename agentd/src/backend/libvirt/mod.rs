@@ -22,6 +22,8 @@ mod change;
 mod console;
 mod counters;
 mod ffi;
+#[cfg(feature = "fake")]
+pub(super) mod fuzzing;
 mod guests;
 mod hotplug;
 mod look;

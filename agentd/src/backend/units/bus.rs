@@ -296,7 +296,7 @@ fn told(error: Error) -> BackendError {
 }
 
 /// The unit that an object path is of: its last part, with `_2e` for a dot and so on.
-fn unit_of(path: &str) -> Option<String> {
+pub(super) fn unit_of(path: &str) -> Option<String> {
     let mut bytes = path.strip_prefix(UNITS)?.strip_prefix('/')?.bytes();
     let mut unit = Vec::new();
     while let Some(byte) = bytes.next() {

@@ -44,6 +44,14 @@ fn in_order<'a>(fragment: &'a str, drop_ins: &'a [String]) -> Vec<&'a str> {
     fragment.into_iter().chain(drop_ins).collect()
 }
 
+/// What one file says by itself.
+#[cfg(feature = "fake")]
+pub(super) fn read_text(section: &str, text: &str, host_memory: Option<u64>) -> Saved {
+    let mut settings = Settings { section, host_memory, saved: Saved { cpu_quota: None, memory_max: None } };
+    settings.apply(text);
+    settings.saved
+}
+
 fn lasts(path: &str) -> bool {
     !path.starts_with(VOLATILE)
 }

@@ -10,6 +10,8 @@
 
 mod bus;
 mod files;
+#[cfg(feature = "fake")]
+pub(super) mod fuzzing;
 mod journal;
 mod named;
 mod view;

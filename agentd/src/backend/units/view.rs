@@ -131,7 +131,7 @@ pub(super) fn section(name: &str) -> Option<&'static str> {
 }
 
 /// The slice that a slice is in: `a-b.slice` is in `a.slice` (systemd.slice(5)).
-fn parent_slice(slice: &str) -> Option<String> {
+pub(super) fn parent_slice(slice: &str) -> Option<String> {
     let name = slice.strip_suffix(".slice").filter(|name| *name != "-")?;
     Some(name.rsplit_once('-').map_or_else(|| "-.slice".to_owned(), |(outer, _)| format!("{outer}.slice")))
 }
