@@ -1,6 +1,7 @@
 //! Bodies of requests, planned; and what the record gives back, taken up.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use agentd::inventory::Book;
@@ -17,22 +18,23 @@ use agentd_core::plan::{self, HostCapacity, Inputs, Plan, caps, charge_of};
 use agentd_core::units::{ByteCount, Cpus};
 
 const HOST: HostCapacity = HostCapacity { cpus: Cpus::whole(8), memory: ByteCount::mib(8192) };
-const CONFIGS: [&str; 4] = [
+const TEXTS: [&str; 4] = [
     "",
     "[capacity]\ncpus = 4\nmemory = \"3GiB\"\n",
     "[[limit]]\nmatch = \"*/*\"\nmax_cpus = 3\nmax_memory = \"1536MiB\"\n[sizes.large]\ncpus = 4\nmemory = \"2GiB\"\n",
-    "[capacity]\ncpus = 4\n[[limit]]\nmatch = \"vm/*\"\nmin_cpus = 1\nmin_memory = \"64MiB\"\ntotal_cpus = 3\n\
+    "[capacity]\ncpus = 4\n[[limit]]\nmatch = \"vm/*\"\ntotal_cpus = 3\n\
      total_memory = \"1GiB\"\n",
 ];
+static CONFIGS: LazyLock<[Config; 4]> =
+    LazyLock::new(|| TEXTS.map(|text| Config::parse("agentd.toml", text).expect("a valid config")));
 
 /// A body of a change, on an instance of each kind that is up or down, under different caps: no plan passes one.
 pub fn requests(data: &[u8]) {
     let [how, body @ ..] = data else { return };
     let kind = Kind::ALL[usize::from(how & 3) % 3];
-    let config = CONFIGS[usize::from(how >> 2 & 3)];
+    let config = &CONFIGS[usize::from(how >> 2 & 3)];
     let observed = crate::instances::one(kind, how >> 4 & 1 == 0);
-    let config = Config::parse("agentd.toml", config).expect("a valid config");
-    decided(&observed, &config, |inputs| {
+    decided(&observed, config, |inputs| {
         if let Ok(request) = serde_json::from_slice::<ResizeRequest>(body) {
             let text = serde_json::to_vec(&request).expect("a request is JSON");
             assert_eq!(
@@ -92,36 +94,36 @@ pub fn record(data: &[u8]) {
     let loans = serde_json::from_slice::<Vec<Loan>>(data).unwrap_or_default();
     let pending = serde_json::from_slice::<Vec<Pending>>(data).unwrap_or_default();
     let unseen = serde_json::from_slice::<Charge>(data).ok();
-    let config = Config::parse("agentd.toml", CONFIGS[3]).expect("a valid config");
-    let mut book = Book::new(&config, HOST, "epoch".into());
+    let config = &CONFIGS[3];
+    let mut book = Book::new(config, HOST, "epoch".into());
     let observed = serde_json::from_slice::<Observed>(data).ok();
     let known = observed.clone().unwrap_or_else(|| crate::instances::one(Kind::Vm, true));
     let instance = known.instance_id();
     let remembered =
         Remembered { stamp: 1, observed: known.clone(), version: "1".into(), holds, loans, pending, unseen };
-    book.restore(remembered, &config);
+    book.restore(remembered, config);
     if let Ok(mut operation) = serde_json::from_slice::<Operation>(data) {
         let text = serde_json::to_vec(&operation).expect("an operation is JSON");
         assert!(serde_json::from_slice::<Operation>(&text).is_ok(), "what is written can be read");
         book.recovering(&operation, "it is found out".into());
-        let _ = plan_undo(&known, &config, &operation);
+        let _ = plan_undo(&known, config, &operation);
         let _ = operation.resume(&known);
     }
     book.due(u64::MAX);
     book.counts();
     if let Some(known) = book.get(&instance) {
-        book.instance(known, &config);
+        book.instance(known, config);
     }
     // It is seen for the first time, and once more as another one was seen before.
     for seen in [known.clone(), crate::instances::one(Kind::Vm, true), known] {
         let begun = book.moment();
-        book.record(seen, begun, &config);
+        book.record(seen, begun, config);
     }
     book.take_unrecorded();
     if let Some(observed) = observed {
-        decided(&observed, &config, |inputs| {
+        decided(&observed, config, |inputs| {
             plan::capabilities(inputs);
-            plan::start_charge(&observed, &config);
+            plan::start_charge(&observed, config);
             let bodies = [r#"{"cpus":"+1","memory":"+512M"}"#, r#"{"cpus":1,"cpu_limit":0.5,"apply":"live"}"#];
             for request in bodies.map(|body| serde_json::from_str::<ResizeRequest>(body).expect("a request")) {
                 if let Ok(plan) = plan::resize(inputs, &request, None) {

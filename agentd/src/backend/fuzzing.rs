@@ -44,6 +44,11 @@ impl<'a> Numbers<'a> {
         i64::from_le_bytes(self.bytes())
     }
 
+    /// An amount of memory in KiB that a host may have.
+    pub(super) fn kib(&mut self) -> u64 {
+        self.u64() >> 11
+    }
+
     /// Something or nothing.
     pub(super) fn maybe<T>(&mut self, some: impl FnOnce(&mut Self) -> T) -> Option<T> {
         self.flag().then(|| some(self))

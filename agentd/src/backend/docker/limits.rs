@@ -106,8 +106,8 @@ impl Native {
 
     /// The least CPU limit that Docker takes and the kernel keeps, in this container's form.
     pub(super) fn least_cpus(&self) -> Cpus {
-        let least = (LEAST_QUOTA * 1000 + self.period() - 1) / self.period();
-        Cpus::from_millis(u64::try_from(least).unwrap_or(10))
+        let (quota, period) = (LEAST_QUOTA.unsigned_abs() * 1000, self.period().unsigned_abs());
+        Cpus::from_millis(quota.div_ceil(period))
     }
 
     fn period(&self) -> i64 {
@@ -126,7 +126,8 @@ impl Native {
             Some(Limit::At(_)) if self.is_stuck() => return Err(Impossible::Unsupported(STUCK.into())),
             Some(Limit::At(cpus)) if self.in_nano_form() => body.nano_cpus = Some(millis(cpus) * NANO_PER_MILLI),
             Some(Limit::At(cpus)) => {
-                let quota = (millis(cpus) * self.period() + 500) / 1000;
+                let quota = (i128::from(millis(cpus)) * i128::from(self.period()) + 500) / 1000;
+                let quota = i64::try_from(quota).unwrap_or(i64::MAX);
                 self.put_quota(&mut body, quota.max(LEAST_QUOTA), self.cpu_period);
             }
             Some(Limit::Unlimited) => self.put_no_quota(&mut body),

@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use agentd_core::units::ByteCount;
 use virt_sys as sys;
 
 mod eventloop;
@@ -257,6 +258,14 @@ pub(super) struct MemoryStats {
     pub(super) last_update: Option<u64>,
 }
 
+impl MemoryStats {
+    /// What was told, without amounts that no host has: a guest says what it likes, and the kernel in it −1 for what it can't tell.
+    pub(super) fn told(actual: Option<u64>, usable: Option<u64>, last_update: Option<u64>) -> Self {
+        let possible = |kib: &u64| *kib <= ByteCount::MAX.bytes() >> 10;
+        MemoryStats { actual: actual.filter(possible), usable: usable.filter(possible), last_update }
+    }
+}
+
 /// What libvirt counts of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Info {
@@ -470,11 +479,11 @@ impl Domain {
             let filled = usize::try_from(filled).unwrap_or(0);
             list.iter().take(filled).find(|stat| c_uint::try_from(stat.tag) == Ok(tag)).map(|stat| stat.val)
         };
-        Ok(MemoryStats {
-            actual: find(sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON),
-            usable: find(sys::VIR_DOMAIN_MEMORY_STAT_USABLE),
-            last_update: find(sys::VIR_DOMAIN_MEMORY_STAT_LAST_UPDATE),
-        })
+        Ok(MemoryStats::told(
+            find(sys::VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON),
+            find(sys::VIR_DOMAIN_MEMORY_STAT_USABLE),
+            find(sys::VIR_DOMAIN_MEMORY_STAT_LAST_UPDATE),
+        ))
     }
 
     /// How often, in seconds, the running guest's balloon driver reports; 0 is never.

@@ -43,7 +43,7 @@ pub(super) fn prepare(xml: &str, wish: Wish, most_vcpus: Option<u32>) -> Result<
     if let Some(wanted) = wish.memory {
         work.memory(wanted, vcpus)?;
     }
-    Ok(work.done())
+    work.done()
 }
 
 /// Makes a definition boot with that much memory, what memory devices are to give at once included, and lets it have at
@@ -58,7 +58,7 @@ pub(super) fn boot_with(xml: &str, wish: Wish, most_vcpus: Option<u32>) -> Resul
     if let Some(wanted) = wish.memory {
         work.boot_memory(wanted)?;
     }
-    Ok(work.done())
+    work.done()
 }
 
 struct Work<'a> {
@@ -83,8 +83,11 @@ impl<'a> Work<'a> {
         Ok(Work { xml, root, now, edits: Edits::default(), changes: Vec::new(), notes: Vec::new() })
     }
 
-    fn done(self) -> Prepared {
-        Prepared { xml: self.edits.apply(self.xml), changes: self.changes, notes: self.notes }
+    /// The definition, where it can be read as one.
+    fn done(self) -> Result<Prepared, String> {
+        let xml = self.edits.apply(self.xml);
+        xml::definition(&xml).map_err(|why| format!("it would get a definition that can't be read: {why}"))?;
+        Ok(Prepared { xml, changes: self.changes, notes: self.notes })
     }
 
     fn at(&self, path: &[&str]) -> Option<&'a Element> {
@@ -124,7 +127,7 @@ impl<'a> Work<'a> {
             .checked_sub(now.device_requested)
             .filter(|base| *base > 0)
             .ok_or_else(|| format!("its memory devices alone give it {} MiB", now.device_requested >> 10))?;
-        let (old, total) = (now.memory.saturating_sub(now.device_size), base + now.device_size);
+        let (old, total) = (now.memory.saturating_sub(now.device_size), base.saturating_add(now.device_size));
         // What the balloon leaves; the devices come on top.
         let current = base;
         if let Some(numa) = self.at(&["cpu", "numa"]) {
@@ -220,10 +223,11 @@ impl<'a> Work<'a> {
         let devices = self.at(&["devices"]).ok_or("its definition has no <devices>")?;
         let plugged = devices.all("memory").filter(|device| device.attribute(xml, "model") == Some("virtio-mem"));
         let plugged: Vec<&Element> = plugged.collect();
-        let own: u64 = self.now.plugs.iter().map(|plug| plug.size).sum();
-        let size = wanted - (self.now.memory - own);
+        let own = self.now.plugs.iter().fold(0_u64, |sum, plug| sum.saturating_add(plug.size));
+        let rest = self.now.memory.checked_sub(own).ok_or("its memory devices are more than its memory")?;
+        let size = wanted - rest;
         let size = size - size % BLOCK_KIB;
-        let total = self.now.memory - own + size;
+        let total = rest + size;
         match (&plugged[..], &self.now.plugs[..]) {
             ([], _) if size == 0 => return Ok(()),
             ([], _) => {

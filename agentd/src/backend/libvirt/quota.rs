@@ -21,7 +21,7 @@ pub(super) fn limit(bandwidth: Bandwidth) -> Limit<Cpus> {
         Ok(_) if bandwidth.quota >= NO_QUOTA => Limit::Unlimited,
         Ok(quota) => {
             let millis = (u128::from(quota) * 2_000 + u128::from(period)) / (2 * u128::from(period));
-            Limit::At(Cpus::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
+            Limit::At(u64::try_from(millis).map_or(Cpus::MAX, Cpus::from_millis))
         }
     }
 }

@@ -49,7 +49,7 @@ impl Sighting {
     /// Memory in KiB that the guest has now: what the balloon leaves it and what its memory devices give it. The balloon's own
     /// report leaves the devices out, libvirt's `<currentMemory>` has them in (measured on 9.0).
     fn memory_now(&self) -> Option<u64> {
-        Some(self.balloon_now()? + self.live.as_ref()?.device_current)
+        Some(self.balloon_now()?.saturating_add(self.live.as_ref()?.device_current))
     }
 
     /// What of that the balloon leaves the guest.
@@ -109,7 +109,10 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
             let balloon = memory.accepted.and_then(Limit::at)?.checked_sub(bytes(live.plugged()))?;
             parts(live, balloon)
         }),
-        saved_parts: seen.saved.as_ref().and_then(|saved| parts(saved, bytes(saved_memory(saved) - saved.plugged()))),
+        saved_parts: seen
+            .saved
+            .as_ref()
+            .and_then(|saved| parts(saved, bytes(saved_memory(saved).saturating_sub(saved.plugged())))),
         cpus,
         memory,
         labels: BTreeMap::new(),
@@ -150,12 +153,12 @@ pub(super) fn saved_bytes(saved: &Definition) -> ByteCount {
 
 /// What the next start gives the guest: a balloon that is asked for more than there is leaves all.
 fn saved_memory(saved: &Definition) -> u64 {
-    saved.current_memory.min(saved.memory.saturating_sub(saved.device_size)) + saved.device_requested
+    saved.current_memory.min(saved.memory.saturating_sub(saved.device_size)).saturating_add(saved.device_requested)
 }
 
 /// What a start takes before a guest has given anything back.
 fn boots_with_memory(definition: &Definition) -> u64 {
-    definition.memory.saturating_sub(definition.device_size) + definition.device_requested
+    definition.memory.saturating_sub(definition.device_size).saturating_add(definition.device_requested)
 }
 
 /// `virDomainState` in our words.
@@ -303,7 +306,7 @@ fn memory(
     }
     let saved = seen.saved.as_ref();
     Reading {
-        accepted: target.or(balloon).map(|kib| Limit::At(bytes(kib + devices))),
+        accepted: target.or(balloon).map(|kib| Limit::At(bytes(kib.saturating_add(devices)))),
         observed: now.map(|kib| Limit::At(bytes(kib))),
         confirmed: now.filter(|_| has_spoken(seen)).map(|kib| Limit::At(bytes(kib))),
         persistent: saved.map(|saved| Limit::At(bytes(saved_memory(saved)))),
@@ -323,7 +326,7 @@ fn has_spoken(seen: &Sighting) -> bool {
     match (&seen.balloon, &seen.live) {
         (Balloon::Said { stats, .. }, Some(live)) => {
             stats.last_update.is_some_and(|at| at != 0)
-                || stats.actual.is_some_and(|actual| actual + live.device_size != live.memory)
+                || stats.actual.is_some_and(|actual| actual.saturating_add(live.device_size) != live.memory)
         }
         _ => false,
     }

@@ -6,6 +6,7 @@ pub(super) mod tree;
 use std::ops::Range;
 
 use super::ffi::Bandwidth;
+use agentd_core::units::ByteCount;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
@@ -140,19 +141,19 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                     "currentMemory" => current_memory = Some(kib(text, unit.as_deref())?),
                     "devices/memory/target/size" => {
                         let size = kib(text, unit.as_deref())?;
-                        found.device_size += size;
+                        found.device_size = found.device_size.saturating_add(size);
                         // A DIMM is there whole; of virtio-mem the guest has what <current> says.
                         match &mut plug {
                             Some(plug) => plug.size = size,
                             None => {
-                                found.device_current += size;
-                                found.device_requested += size;
+                                found.device_current = found.device_current.saturating_add(size);
+                                found.device_requested = found.device_requested.saturating_add(size);
                             }
                         }
                     }
                     "devices/memory/target/requested" => {
                         let requested = kib(text, unit.as_deref())?;
-                        found.device_requested += requested;
+                        found.device_requested = found.device_requested.saturating_add(requested);
                         if let Some(plug) = &mut plug {
                             let end = usize::try_from(reader.buffer_position()).unwrap_or(usize::MAX);
                             (plug.requested, plug.number, plug.unit) = (requested, begin..end, unit.clone());
@@ -163,7 +164,9 @@ pub(super) fn definition(xml: &str) -> Result<Definition, String> {
                             plug.block = kib(text, unit.as_deref())?;
                         }
                     }
-                    "devices/memory/target/current" => found.device_current += kib(text, unit.as_deref())?,
+                    "devices/memory/target/current" => {
+                        found.device_current = found.device_current.saturating_add(kib(text, unit.as_deref())?);
+                    }
                     "cputune/global_period" => found.bandwidth.period = text.parse().unwrap_or_default(),
                     "cputune/global_quota" => found.bandwidth.quota = text.parse().unwrap_or_default(),
                     "vcpu" => found.max_vcpus = text.parse().map_err(|_| format!("its <vcpu> is {text:?}"))?,
@@ -212,7 +215,8 @@ pub(super) fn kib(text: &str, unit: Option<&str>) -> Result<u64, String> {
     let number: u64 = text.parse().map_err(|_| wrong())?;
     let bytes = bytes_of(unit.unwrap_or("KiB")).ok_or_else(wrong)?;
     // libvirt rounds up to its own KiB.
-    number.checked_mul(bytes).map(|bytes| bytes.div_ceil(1 << 10)).ok_or_else(wrong)
+    let bytes = number.checked_mul(bytes).and_then(ByteCount::new).ok_or_else(wrong)?;
+    Ok(bytes.bytes().div_ceil(1 << 10))
 }
 
 fn bytes_of(unit: &str) -> Option<u64> {
