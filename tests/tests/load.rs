@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use agentd_tests::lab::{Agentd, CgroupPaths, Docker, Lab, Response, TestNode, wait_until};
+use agentd_tests::lab::{Agentd, CgroupPaths, Docker, Lab, Response, TestNode, become_user, wait_until};
 use agentd_tests::sim::rng::Rng;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -236,15 +236,6 @@ impl Client<'_> {
         }
         Ok(())
     }
-}
-
-/// Makes the calling thread another user's, for what it connects to from now on.
-fn become_user(uid: u32) -> Result<()> {
-    // SAFETY: a system call that takes numbers and changes the ids of this thread only. glibc's own function would change
-    // those of all threads.
-    let done = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, -1_i64, i64::from(uid), -1_i64) };
-    ensure!(done == 0, "{}", std::io::Error::last_os_error());
-    Ok(())
 }
 
 /// Looks at the truth, again and again.

@@ -58,6 +58,18 @@ pub fn wait_until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
     }
 }
 
+/// Makes the calling thread another user's, for what it connects to from now on.
+///
+/// # Errors
+/// We are not root.
+pub fn become_user(uid: u32) -> Result<()> {
+    // SAFETY: a system call that takes numbers and changes the ids of this thread only. glibc's own function would change
+    // those of all threads.
+    let done = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, -1_i64, i64::from(uid), -1_i64) };
+    anyhow::ensure!(done == 0, "{}", std::io::Error::last_os_error());
+    Ok(())
+}
+
 /// What a finished command printed to standard output; an error that shows all of it where it did not end with 0.
 pub(crate) fn stdout_of(command: &mut std::process::Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
