@@ -11,12 +11,20 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built once, kept out of ~/.cargo.
 TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION = 0.20.2
+CARGO_FUZZ_VERSION = 0.13.1
+SCHEMATHESIS_VERSION = 4.32.5
+SCHEMATHESIS = $(TOOLS)/schemathesis/$(SCHEMATHESIS_VERSION)
 
 PREFIX = /usr
 DESTDIR =
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release check test test-fast definitions soak bugs demo bench bench-check bench-keep screenshot deny deb rpm stage install clean
+# How long `make fuzz` lets each target run; RUNS is a number of calls in place of a time, TARGETS some of them.
+SECONDS_EACH = 60
+RUNS =
+TARGETS =
+
+.PHONY: help setup build release check test test-fast definitions soak fuzz bugs demo bench bench-check bench-keep screenshot deny deb rpm stage install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,13 +51,13 @@ check: ## Formatting, lints, unit tests, instructions counted: before every comm
 # The end-to-end tests run the binaries, which `cargo test` does not build for another crate. The whole workspace, so that
 # both commands see the same features and nothing is built twice. One test at a time: guests and engines that share a small
 # machine slow each other down, and what they get is what some tests measure.
-test: check deb rpm ## Everything: `check`, on real engines, and the packages on a whole host
+test: check deb rpm $(SCHEMATHESIS) ## Everything: `check`, on real engines, and the packages on a whole host
 	packaging/setup.sh test host
 	cargo build --workspace --features agentd/fake
 	cargo test --workspace --features agentd/fake --test '*' -- --test-threads=1
 	packaging/lint.sh $(TARGET)/packages/*
 
-test-fast: check ## The same without the packages and the whole host
+test-fast: check $(SCHEMATHESIS) ## The same without the packages and the whole host
 	packaging/setup.sh test
 	cargo build --workspace --features agentd/fake
 	cargo test --workspace --features agentd/fake --test '*' -- --test-threads=1 --skip on_a_host::
@@ -65,6 +73,10 @@ soak: ## 1,000,000 simulated schedules and 10,000 kills: about an hour on two pr
 	cargo build --profile soak -p agentd-tests --bin soak
 	$(TARGET)/soak/soak schedules --count 1000000
 	cargo run -p agentd-tests --bin soak -- kills --count 10000
+
+fuzz: $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## What strangers write, thrown at its readers for SECONDS_EACH=60 (or RUNS=…), on a nightly compiler
+	packaging/setup.sh build fuzz
+	PATH=$(abspath $(TOOLS))/bin:$$PATH fuzz/run.sh $(abspath $(TARGET))/fuzz "$(SECONDS_EACH)" "$(RUNS)" $(TARGETS)
 
 definitions: setup ## Prepares each definition that libvirt tests itself with, on a real libvirt
 	packaging/setup.sh test
@@ -132,7 +144,7 @@ install: ## Into DESTDIR, what `make release` has built
 	install -D -m 644 $(TARGET)/share/ctl.bash $(share)/bash-completion/completions/ctl
 	install -D -m 644 $(TARGET)/share/ctl.zsh $(share)/zsh/site-functions/_ctl
 	install -D -m 644 $(TARGET)/share/ctl.fish $(share)/fish/vendor_completions.d/ctl.fish
-	install -D -m 644 -t $(share)/doc/agentd README.md ARCHITECTURE.md CHANGELOG.md LICENSE
+	install -D -m 644 -t $(share)/doc/agentd README.md ARCHITECTURE.md SECURITY.md CHANGELOG.md LICENSE
 	install -D -m 644 -t $(share)/doc/agentd/prometheus packaging/prometheus/*
 	[ -e $(DESTDIR)/etc/agentd/agentd.toml ] || install -D -m 644 packaging/agentd.toml $(DESTDIR)/etc/agentd/agentd.toml
 
@@ -141,4 +153,15 @@ clean: ## What cargo built
 
 $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
 	cargo install --locked --root $(TOOLS) --version $(CARGO_DENY_VERSION) cargo-deny
+	touch $@
+
+$(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION):
+	cargo install --locked --root $(TOOLS) --version $(CARGO_FUZZ_VERSION) cargo-fuzz
+	touch $@
+
+$(SCHEMATHESIS):
+	packaging/setup.sh contract
+	rm -rf $(TOOLS)/schemathesis
+	python3 -m venv $(TOOLS)/schemathesis
+	$(TOOLS)/schemathesis/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS_VERSION)
 	touch $@

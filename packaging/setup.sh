@@ -11,10 +11,14 @@ check="dbus-daemon valgrind"
 deb="binutils dpkg-dev"
 rpm="binutils rpm"
 host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
+# schemathesis comes from PyPI into an environment of its own.
+contract="python3 python3-venv"
+# libFuzzer is C++.
+fuzz="g++"
 # A peer to measure beside.
 bench="lxd lxd-client"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
-  busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps tmux util-linux prometheus
+  busybox-static qemu-guest-agent cpio xz-utils curl iproute2 procps tmux util-linux faketime prometheus socat
   prometheus-node-exporter"
 
 wanted=
@@ -28,7 +32,9 @@ for what in "${@:-build}"; do
     test) wanted="$wanted $build $check $test" ;;
     host) wanted="$wanted $host" ;;
     bench) wanted="$wanted $bench" ;;
-    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host|bench]..." >&2; exit 2 ;;
+    contract) wanted="$wanted $contract" ;;
+    fuzz) wanted="$wanted $fuzz" ;;
+    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host|bench|contract|fuzz]..." >&2; exit 2 ;;
   esac
 done
 

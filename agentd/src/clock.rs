@@ -3,6 +3,9 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use agentd_core::operation::Uptime;
+use nix::time::{ClockId, clock_gettime};
+
 /// The time of day.
 pub(crate) fn now() -> SystemTime {
     #[cfg(any(test, feature = "fake"))]
@@ -15,6 +18,20 @@ pub(crate) fn now() -> SystemTime {
 /// Milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> u64 {
     millis(now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// How long the host has been up. `None` where the kernel does not tell which boot this is.
+pub(crate) fn uptime() -> Option<Uptime> {
+    static BOOT: LazyLock<Option<String>> = LazyLock::new(|| {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(id.trim().to_owned()).filter(|id| !id.is_empty())
+    });
+    #[cfg(any(test, feature = "fake"))]
+    if CLOCK.with_borrow(Option::is_some) {
+        return Some(Uptime { boot: "simulated".into(), ms: now_ms() });
+    }
+    let up = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+    Some(Uptime { boot: BOOT.clone()?, ms: millis(up) })
 }
 
 /// Microseconds since some moment of this life of the daemon, by a clock that nobody sets.

@@ -17,13 +17,13 @@ use agentd_core::config::Config;
 use agentd_core::drift::{drift, drift_after, is_of};
 use agentd_core::instance::{InstanceId, Kind, Observed, Reading, Ref, State, Usage};
 use agentd_core::ledger::{Charge, Ledger};
-use agentd_core::operation::{Operation, Outcome, Pending, REPAIR, same_boot};
+use agentd_core::operation::{Operation, Outcome, Pending, REPAIR, Uptime, same_boot};
 use agentd_core::plan::{HostCapacity, Mark, Targets, Verb, caps, charge_of};
 
 use agentd_core::units::{ByteCount, Limit};
 use tokio::time::Instant;
 
-use crate::clock::now_ms;
+use crate::clock::{now_ms, uptime};
 use crate::store::{Entry, Remembered, Told};
 
 /// A point in the order of observations.
@@ -64,6 +64,15 @@ pub struct Known {
 impl Known {
     fn is_recovering(&self) -> bool {
         self.holds.iter().any(|hold| hold.hold == HoldKind::Recovering)
+    }
+
+    /// What it has for a time only, as it is told.
+    pub fn told_loans(&self) -> Vec<Loan> {
+        if self.loans.is_empty() {
+            return Vec::new();
+        }
+        let (now_ms, up) = (now_ms(), uptime());
+        self.loans.iter().map(|loan| loan.told(now_ms, up.as_ref())).collect()
     }
 
     /// The latest observation that told something.
@@ -536,11 +545,11 @@ impl Book {
     }
 
     /// What was lent and is due, of instances that nothing holds.
-    pub fn due(&self, now_ms: u64) -> Vec<(InstanceId, Loan)> {
+    pub fn due(&self, now_ms: u64, up: Option<&Uptime>) -> Vec<(InstanceId, Loan)> {
         let free = self.noted().filter(|(_, known)| known.holds.is_empty() && !known.busy);
         let loans = free.flat_map(|(instance, known)| known.loans.iter().map(move |loan| (instance, loan)));
         loans
-            .filter(|(_, loan)| loan.due_ms <= now_ms)
+            .filter(|(_, loan)| loan.left_ms(now_ms, up) == 0)
             .map(|(instance, loan)| (instance.clone(), loan.clone()))
             .collect()
     }
@@ -654,7 +663,8 @@ impl Book {
     pub fn instance(&self, known: &Known, config: &Config) -> Instance {
         let charge = self.ledger.charge(&known.observed.instance_id());
         let (version, holds) = (known.version.clone(), known.holds.clone());
-        Instance { loans: known.loans.clone(), ..Instance::new(&known.observed, version, charge, holds, &config.sizes) }
+        let loans = known.told_loans();
+        Instance { loans, ..Instance::new(&known.observed, version, charge, holds, &config.sizes) }
     }
 
     fn next_version(&mut self) -> String {

@@ -1,6 +1,8 @@
 //! `ctl`, the command that drives agentd: reads its arguments, runs one command, prints what came of it. Everything else
 //! is in the modules; none of them prints.
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod client;
 mod commands;

@@ -109,7 +109,7 @@ pub fn record(data: &[u8]) {
         let _ = plan_undo(&known, config, &operation);
         let _ = operation.resume(&known);
     }
-    book.due(u64::MAX);
+    book.due(u64::MAX, None);
     book.counts();
     if let Some(known) = book.get(&instance) {
         book.instance(known, config);

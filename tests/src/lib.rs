@@ -5,5 +5,7 @@ pub mod bench;
 pub mod kills;
 pub mod lab;
 pub mod openapi;
+#[cfg(test)]
+mod security;
 pub mod sim;
 pub mod svg;

@@ -13,7 +13,7 @@ use crate::config::Size;
 use crate::error::{Code, Numbers};
 use crate::instance::{Field, Kind, Observed, Reading, Ref, State};
 use crate::ledger::Charge;
-use crate::operation::{Operation, Outcome, StepState, Who};
+use crate::operation::{Operation, Outcome, StepState, Uptime, Who};
 use crate::plan::Aim;
 use crate::units::{Amount, ByteCount, Cpus, Limit, Quantity};
 
@@ -61,7 +61,33 @@ pub struct Loan {
     pub fields: Vec<Field>,
     /// When it goes back, in milliseconds since the Unix epoch.
     pub due_ms: u64,
+    /// The same by a clock that nobody sets; on record only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
+    pub due_up: Option<Uptime>,
 }
+
+impl Loan {
+    /// How many milliseconds are left of it: by the host's uptime, and where it was booted since by the time of day, which is all
+    /// that two boots have in common.
+    pub fn left_ms(&self, now_ms: u64, up: Option<&Uptime>) -> u64 {
+        match (&self.due_up, up) {
+            (Some(due), Some(up)) if due.boot == up.boot => due.ms.saturating_sub(up.ms),
+            _ => self.due_ms.saturating_sub(now_ms),
+        }
+    }
+
+    /// As it is told: due by the time of day as that is now, where somebody has set it since.
+    #[must_use]
+    pub fn told(&self, now_ms: u64, up: Option<&Uptime>) -> Loan {
+        let due_ms = now_ms.saturating_add(self.left_ms(now_ms, up));
+        let was_set = due_ms.abs_diff(self.due_ms) > CLOCKS_AGREE_MS;
+        Loan { due_ms: if was_set { due_ms } else { self.due_ms }, due_up: None, ..self.clone() }
+    }
+}
+
+/// How far two clocks may be apart before one of them has been set: both are read one after the other, and one is slewed.
+const CLOCKS_AGREE_MS: u64 = 1000;
 
 /// Why an instance takes no change but stop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

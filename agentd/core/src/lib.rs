@@ -1,6 +1,8 @@
 //! What every decision of agentd is made of, pure: no runtime, no files, no clock, no engine. The daemon does what is
 //! decided here; `ctl` speaks the same types.
 
+#![forbid(unsafe_code)]
+
 pub mod access;
 pub mod api;
 pub mod config;

@@ -204,8 +204,20 @@ pub struct Operation {
     pub notes: Vec<String>,
     /// Milliseconds since the Unix epoch when it began.
     pub started_ms: u64,
+    /// The host's uptime then, where that is to be counted from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_up: Option<Uptime>,
     /// How long it took.
     pub elapsed_ms: u64,
+}
+
+/// How long a host has been up: a clock that nobody sets (CLOCK_BOOTTIME).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uptime {
+    /// Since which boot: the kernel's id of it.
+    pub boot: String,
+    /// For how many milliseconds.
+    pub ms: u64,
 }
 
 /// What a change has left pending: a guest that has not obeyed yet.
@@ -302,6 +314,7 @@ impl Operation {
             problem: None,
             notes: plan.notes,
             started_ms,
+            started_up: None,
             elapsed_ms: 0,
         }
     }
@@ -349,7 +362,8 @@ impl Operation {
     pub fn loan(&self) -> Option<Loan> {
         let lasts = self.lent_ms.filter(|_| matches!(self.outcome, Outcome::Changed | Outcome::Pending))?;
         let (operation, fields) = (self.id.clone(), self.targets.fields());
-        Some(Loan { operation, fields, due_ms: self.started_ms.saturating_add(lasts) })
+        let due_up = self.started_up.clone().map(|up| Uptime { ms: up.ms.saturating_add(lasts), ..up });
+        Some(Loan { operation, fields, due_ms: self.started_ms.saturating_add(lasts), due_up })
     }
 
     /// What it has left pending.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{Engine, Failure, Peer, Queued, not_found};
 use crate::backend::{BackendError, Look};
-use crate::clock::{millis, now_ms};
+use crate::clock::{millis, now_ms, uptime};
 use crate::executor::{Ended, Executor, unrecorded};
 use crate::inventory::Book;
 use crate::store::{Entry, Key, Reply, Told};
@@ -170,6 +170,7 @@ impl Engine {
             }
         };
         let mut operation = Operation::new(id, peer.who.clone(), plan, now_ms());
+        operation.started_up = operation.lent_ms.and_then(|_| uptime());
         if operation.does_nothing() {
             operation.succeed();
             operation.elapsed_ms = millis(began.elapsed());

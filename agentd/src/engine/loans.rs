@@ -14,7 +14,7 @@ use agentd_core::plan::{Standing, Targets};
 use tokio::time::Instant;
 
 use super::{Ask, Engine, Failure, Peer, Wish};
-use crate::clock::now_ms;
+use crate::clock::{now_ms, uptime};
 
 /// When what could not be taken back is tried again.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -27,7 +27,7 @@ pub(super) type Tried = HashMap<String, Instant>;
 impl Engine {
     /// Begins to take back what was lent and is due.
     pub(super) fn return_loans(&self, tried: &mut Tried) {
-        let due = self.book().due(now_ms());
+        let due = self.book().due(now_ms(), uptime().as_ref());
         tried.retain(|operation, _| due.iter().any(|(_, loan)| loan.operation == *operation));
         for (instance, loan) in due {
             let now = Instant::now();
@@ -75,7 +75,9 @@ impl Engine {
     }
 
     fn loan_is_over(&self, instance: &InstanceId, loan: &Loan, why: &str) {
-        tracing::info!(%instance, operation = loan.operation, "what was lent to {instance} is over: {why}");
+        let booted = loan.due_up.as_ref().zip(uptime()).is_some_and(|(due, up)| due.boot != up.boot);
+        let how = if booted { " (the host was booted since: when it was due, the time of day has told)" } else { "" };
+        tracing::info!(%instance, operation = loan.operation, "what was lent to {instance} is over: {why}{how}");
         let unrecorded = {
             let mut book = self.book();
             book.end_loan(instance, &loan.operation);

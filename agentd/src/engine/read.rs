@@ -96,7 +96,7 @@ impl Engine {
                 let capabilities = with_inputs(&book, &settings, &observed, capabilities);
                 Ok(Instance {
                     capabilities: Some(capabilities),
-                    loans: known.loans.clone(),
+                    loans: known.told_loans(),
                     ..Instance::new(&observed, version, charge, holds, sizes)
                 })
             }

@@ -34,6 +34,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
 /// How often what is too old is removed from the record.
 const PRUNING: Duration = Duration::from_secs(3600);
+/// How far the clock may have been set ahead in this life of the daemon for what is too old to be removed by it.
+const SET_AHEAD: Duration = Duration::from_secs(24 * 3600);
 /// How long what moves may take to come to rest before it is put back.
 const AT_REST: Duration = Duration::from_secs(1);
 /// How long a value that was put back is left alone: two who put back each other's values should not keep the host busy.
@@ -83,15 +85,25 @@ impl Engine {
 
     /// Puts on record what was seen, takes back what was lent.
     async fn each_second(&self) {
-        let mut prune_at = tokio::time::Instant::now() + Duration::from_secs(60);
+        let (began, began_ms) = (Instant::now(), now_ms());
+        let mut prune_at = began + Duration::from_secs(60);
         let mut tried = Tried::new();
         loop {
             self.tick(SECOND).await;
             self.return_loans(&mut tried);
             let unrecorded = self.book().take_unrecorded();
             self.store().write_later(unrecorded);
-            if tokio::time::Instant::now() >= prune_at {
-                prune_at = tokio::time::Instant::now() + PRUNING;
+            if Instant::now() >= prune_at {
+                prune_at = Instant::now() + PRUNING;
+                let ahead = now_ms().saturating_sub(began_ms + millis(began.elapsed()));
+                if ahead > millis(SET_AHEAD) {
+                    // All of the record would look old.
+                    let hours = ahead / 3_600_000;
+                    tracing::warn!(
+                        "the clock was set ahead by {hours} h since agentd was started: nothing is removed from the record until the next start"
+                    );
+                    continue;
+                }
                 let retention = self.settings().config.server.history_retention;
                 self.store()
                     .prune(now_ms().saturating_sub(millis(retention)), now_ms().saturating_sub(millis(keys::KEPT)));

@@ -1,8 +1,8 @@
 //! Calls to the engine: a deadline of our own around each whole call, and every way in which one can end as a
 //! [`BackendError`]. Knows nothing of what the answers mean.
 //!
-//! bollard makes a connection for each request and keeps none, so there is nothing to repair after the engine was
-//! restarted. It sends no API version in the path (0.21 joins an absolute path to its versioned base), and an engine takes
+//! Each request has a connection of its own (`transport.rs`), so there is nothing to repair after the engine was restarted.
+//! bollard sends no API version in the path (0.21 joins an absolute path to its versioned base), and an engine takes
 //! that for its own newest one: no negotiation is needed, and engines that refuse old versions are served too.
 
 use std::collections::HashMap;
@@ -19,6 +19,7 @@ use bollard::query_parameters::{
 };
 use futures_util::{Stream, StreamExt, TryStreamExt};
 
+use super::transport;
 use crate::backend::BackendError;
 
 /// How long a question may take.
@@ -227,13 +228,10 @@ impl Client {
     }
 
     fn connect_for(&self, seconds: u64) -> Result<bollard::Docker, BackendError> {
-        let Some(path) = self.socket.to_str() else {
-            return Err(BackendError::Unavailable(format!("{:?} is not a socket path in UTF-8", self.socket)));
-        };
-        bollard::Docker::connect_with_unix(path, seconds, API_DEFAULT_VERSION).map_err(|error| match error {
-            Error::SocketNotFoundError(_) => self.unreachable("there is no such socket"),
-            error => self.unreachable(&error.to_string()),
-        })
+        let socket = self.socket.clone();
+        let transport = move |request| transport::send(socket.clone(), request);
+        bollard::Docker::connect_with_custom_transport(transport, Some("http://docker"), seconds, API_DEFAULT_VERSION)
+            .map_err(|error| self.unreachable(&error.to_string()))
     }
 
     async fn run<T>(
@@ -270,10 +268,9 @@ impl Client {
     fn failed(&self, call: Call, what: &str, error: &Error) -> BackendError {
         match error {
             Error::DockerResponseServerError { status_code, message } => refused(what, *status_code, message),
-            Error::SocketNotFoundError(_) => self.unreachable("there is no such socket"),
-            Error::HyperLegacyError { err } if err.is_connect() => self.unreachable(&root_cause(err)),
+            Error::IOError { err } if transport::is_unheard(err) => self.unreachable(&err.to_string()),
             Error::RequestTimeoutError => self.late(call, what, Duration::from_secs(BOLLARD_SECONDS)),
-            Error::HyperLegacyError { .. } | Error::HyperResponseError { .. } | Error::IOError { .. } => {
+            Error::HyperResponseError { .. } | Error::IOError { .. } => {
                 let (socket, cause) = (self.socket.display(), root_cause(error));
                 match call {
                     Call::Read => self.unreachable(&format!("the connection broke during `{what}`: {cause}")),
@@ -297,7 +294,7 @@ impl Client {
 
 /// docker's own words, as the error that they are.
 pub(super) fn refused(what: &str, status: u16, message: &str) -> BackendError {
-    let message = message.trim();
+    let message = &clipped(message.trim());
     if status == 404 {
         return BackendError::NotFound(format!("docker: {message}"));
     }
@@ -308,6 +305,16 @@ pub(super) fn refused(what: &str, status: u16, message: &str) -> BackendError {
     // An update answers 409 to what can't go together in a config; elsewhere 409 is about the state.
     let about_state = status == 409 && (!what.starts_with("update") || message.contains("marked for removal"));
     if about_state { BackendError::InvalidState(detail) } else { BackendError::Failed(detail) }
+}
+
+/// So much of an engine's words as somebody reads, in one line.
+fn clipped(words: &str) -> String {
+    const MOST: usize = 600;
+    let mut line: String = words.chars().take(MOST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if words.chars().nth(MOST).is_some() {
+        line.push('…');
+    }
+    line
 }
 
 /// The innermost error, which names the reason: `Permission denied (os error 13)`.

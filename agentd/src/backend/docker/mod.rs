@@ -14,6 +14,7 @@ mod limits;
 #[cfg(all(test, feature = "live-docker"))]
 mod live_tests;
 mod logs;
+mod transport;
 mod view;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -201,7 +201,7 @@ fn reads(agentd: &Agentd) -> Result<Figures> {
     thread::spawn(move || echo(&listener));
     let mut times = Vec::new();
     // Each round has changes of its own, until there are enough reads for a percentile.
-    while times.len() < 2000 {
+    while times.len() < 20_000 {
         let (over, made) = (AtomicBool::new(false), AtomicUsize::new(0));
         thread::scope(|scope| -> Result<()> {
             let writer = |number: usize| -> Result<()> {
