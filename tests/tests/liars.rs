@@ -58,9 +58,11 @@ impl Bench {
         wait_until("the truth to be told again", LIMIT, || {
             let list = self.agentd.get("/v1/instances")?.json();
             let db = &list["items"][0];
-            let is_right = list["unavailable"] == json!([]) && list["total"] == 1 && db["ref"] == "container/db";
-            Ok((is_right && db["cpus"]["observed"] == cpus && db["holds"] == json!([])).then_some(()))
+            ensure!(list["unavailable"] == json!([]) && list["total"] == 1 && db["ref"] == "container/db", "{list}");
+            ensure!(db["cpus"]["observed"] == cpus && db["holds"] == json!([]), "{list}");
+            Ok(Some(()))
         })
+        .with_context(|| self.agentd.log())
     }
 
     fn cpus(&self) -> Result<f64> {

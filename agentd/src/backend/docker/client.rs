@@ -117,7 +117,7 @@ impl Client {
 
     /// One update of a container by its full id.
     pub(super) async fn update(&self, id: &str, body: ContainerUpdateBody) -> Result<(), BackendError> {
-        let docker = self.connect_for(HUNG_SECONDS)?;
+        let docker = self.connect_for(HUNG_SECONDS, transport::ANSWER)?;
         let call = {
             let id = id.to_owned();
             async move { docker.update_container(&id, body).await }
@@ -127,7 +127,7 @@ impl Client {
 
     /// Starts it. One that runs already is fine.
     pub(super) async fn start(&self, id: &str) -> Result<(), BackendError> {
-        let docker = self.connect_for(HUNG_SECONDS)?;
+        let docker = self.connect_for(HUNG_SECONDS, transport::ANSWER)?;
         let call = {
             let id = id.to_owned();
             async move { docker.start_container(&id, None::<StartContainerOptions>).await }
@@ -137,7 +137,7 @@ impl Client {
 
     /// Freezes its processes.
     pub(super) async fn pause(&self, id: &str) -> Result<(), BackendError> {
-        let docker = self.connect_for(HUNG_SECONDS)?;
+        let docker = self.connect_for(HUNG_SECONDS, transport::ANSWER)?;
         let call = {
             let id = id.to_owned();
             async move { docker.pause_container(&id).await }
@@ -147,7 +147,7 @@ impl Client {
 
     /// Lets its processes run on.
     pub(super) async fn unpause(&self, id: &str) -> Result<(), BackendError> {
-        let docker = self.connect_for(HUNG_SECONDS)?;
+        let docker = self.connect_for(HUNG_SECONDS, transport::ANSWER)?;
         let call = {
             let id = id.to_owned();
             async move { docker.unpause_container(&id).await }
@@ -157,7 +157,7 @@ impl Client {
 
     /// Sends a signal to its main process.
     pub(super) async fn signal(&self, id: &str, signal: &str) -> Result<(), BackendError> {
-        let docker = self.connect_for(HUNG_SECONDS)?;
+        let docker = self.connect_for(HUNG_SECONDS, transport::ANSWER)?;
         let options = KillContainerOptionsBuilder::new().signal(signal).build();
         let what = format!("kill --signal {signal} {}", short(id));
         let call = {
@@ -182,7 +182,7 @@ impl Client {
         until: Option<Duration>,
     ) -> Result<impl Stream<Item = Result<String, BackendError>> + Send + use<>, BackendError> {
         // The limit on bollard's side ends with the headers, which the engine sends at once.
-        let docker = self.connect_for(READ.as_secs())?;
+        let docker = self.connect_for(READ.as_secs(), transport::ANNOUNCED)?;
         let only = |word: &str, values: &[&str]| (word.to_owned(), values.iter().map(|&value| value.into()).collect());
         let filters: HashMap<String, Vec<String>> = [only("type", &["container"]), only("event", EVENTS)].into();
         let stamp = |time: Duration| format!("{}.{:09}", time.as_secs(), time.subsec_nanos());
@@ -224,12 +224,12 @@ impl Client {
     }
 
     fn connect(&self) -> Result<bollard::Docker, BackendError> {
-        self.connect_for(BOLLARD_SECONDS)
+        self.connect_for(BOLLARD_SECONDS, transport::ANSWER)
     }
 
-    fn connect_for(&self, seconds: u64) -> Result<bollard::Docker, BackendError> {
+    fn connect_for(&self, seconds: u64, most: usize) -> Result<bollard::Docker, BackendError> {
         let socket = self.socket.clone();
-        let transport = move |request| transport::send(socket.clone(), request);
+        let transport = move |request| transport::send(socket.clone(), most, request);
         bollard::Docker::connect_with_custom_transport(transport, Some("http://docker"), seconds, API_DEFAULT_VERSION)
             .map_err(|error| self.unreachable(&error.to_string()))
     }

@@ -16,14 +16,16 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// The longest answer, and the most of announcements before they are asked for anew. A listing of 10,000 containers is some
-/// 20 MB.
-const MOST: usize = 64 << 20;
+/// The longest answer. A listing of 10,000 containers is some 20 MB.
+pub(super) const ANSWER: usize = 64 << 20;
+/// The most of announcements before they are asked for anew: some thousands. bollard looks through a line from its beginning
+/// each time that more of it has come, which takes minutes of an endless one.
+pub(super) const ANNOUNCED: usize = 4 << 20;
 
-/// Sends a request over a connection of its own, which ends with its answer.
-pub(super) async fn send(socket: PathBuf, request: BollardRequest) -> Result<Response<Incoming>, Error> {
+/// Sends a request over a connection of its own, which ends with its answer, and at the latest after so many bytes of it.
+pub(super) async fn send(socket: PathBuf, most: usize, request: BollardRequest) -> Result<Response<Incoming>, Error> {
     let stream = UnixStream::connect(&socket).await.map_err(|err| Error::IOError { err })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(Bounded { stream, left: MOST })).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(Bounded { stream, most, left: most })).await?;
     // How it ends shows in the answer.
     tokio::spawn(async move { drop(connection.await) });
     let (mut parts, body) = request.into_parts();
@@ -41,13 +43,14 @@ pub(super) fn is_unheard(error: &io::Error) -> bool {
 /// A stream of which no more than so many bytes are read.
 struct Bounded {
     stream: UnixStream,
+    most: usize,
     left: usize,
 }
 
 impl AsyncRead for Bounded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            let why = format!("more than {} MiB came", MOST >> 20);
+            let why = format!("more than {} MiB came", self.most >> 20);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
         }
         let before = buf.filled().len();
