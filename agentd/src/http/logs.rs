@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use agentd_core::api::{LOG_HEARTBEAT, LOG_MEDIA_TYPE, LogStream, ProblemDocument};
 use agentd_core::config::parse_duration;
 use agentd_core::error::{Code, Problem};
+use agentd_core::instance::Kind;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State as AxumState};
 use axum::response::Response;
@@ -53,7 +54,7 @@ impl utoipa::ToSchema for Frames {}
 /// terminal have a stderr. A frame of length 0 means nothing. One of stream 3 is the last: its bytes are a problem document that says
 /// why the log can't go on. A reply that ends without one is whole; one that breaks off (no last chunk) is not.
 #[utoipa::path(get, path = "/v1/instances/{kind}/{name}/logs",
-    params(("kind" = String, Path), ("name" = String, Path), LogsQuery), responses(
+    params(("kind" = Kind, Path), ("name" = String, Path), LogsQuery), responses(
     (status = 200, body = Frames, content_type = "application/vnd.agentd.logs"),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]

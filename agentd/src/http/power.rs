@@ -2,6 +2,7 @@
 
 use agentd_core::api::{OperationView, ProblemDocument, StartRequest, StopRequest, SuspendRequest};
 use agentd_core::error::{Code, Problem};
+use agentd_core::instance::Kind;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, State as AxumState};
 use axum::http::HeaderMap;
@@ -17,7 +18,7 @@ const LONGEST_REASON: usize = 500;
 
 /// Stops one instance: gracefully, then, only where `force` says so, hard.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/stop",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = Option<StopRequest>, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),
@@ -39,7 +40,7 @@ pub(super) async fn stop(
 
 /// Starts one instance, where the caps allow it.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/start",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = Option<StartRequest>, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),
@@ -59,7 +60,7 @@ pub(super) async fn start(
 
 /// Brings one instance down, as a stop does, and up again.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/restart",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = Option<StopRequest>, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),
@@ -81,7 +82,7 @@ pub(super) async fn restart(
 
 /// Pauses one instance and holds it: nothing but a stop or a resume is done to it.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/suspend",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = SuspendRequest, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),
@@ -102,7 +103,7 @@ pub(super) async fn suspend(
 
 /// Lifts the hold of a suspended instance and puts back the state of before.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/resume",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = Option<StartRequest>, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),

@@ -227,7 +227,7 @@ enum InstancesReply {
 
 /// One instance.
 #[utoipa::path(get, path = "/v1/instances/{kind}/{name}",
-    params(("kind" = String, Path), ("name" = String, Path, description = "one percent-encoded segment")), responses(
+    params(("kind" = Kind, Path), ("name" = String, Path, description = "one percent-encoded segment")), responses(
     (status = 200, body = Instance, headers(("ETag" = String, description = "the instance's version"))),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
@@ -253,7 +253,7 @@ pub(super) fn with_etag(mut response: Response, instance: Option<&Instance>) -> 
 
 /// Changes CPUs and memory of one instance, as one change.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/resize",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = ResizeRequest, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),
@@ -276,7 +276,7 @@ async fn resize(
 
 /// Puts headroom into a VM's saved definition, so that it can grow without a restart after its next one.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/prepare",
-    params(("kind" = String, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
+    params(("kind" = Kind, Path), ("name" = String, Path), ("If-Match" = Option<String>, Header),
         ("Idempotency-Key" = Option<String>, Header), ("Prefer" = Option<String>, Header)),
     request_body = Option<PrepareRequest>, responses(
     (status = 200, body = OperationView), (status = 202, body = OperationView),
@@ -323,7 +323,7 @@ async fn undo(
 
 /// Lifts the hold `needs-attention`, after a fresh look.
 #[utoipa::path(post, path = "/v1/instances/{kind}/{name}/clear-hold",
-    params(("kind" = String, Path), ("name" = String, Path)), responses(
+    params(("kind" = Kind, Path), ("name" = String, Path)), responses(
     (status = 200, body = Instance),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]

@@ -37,7 +37,7 @@ pub(super) struct OneQuery {
 
 /// What one instance uses. The first time it takes a moment longer, unless `now`: a rate needs two looks.
 #[utoipa::path(get, path = "/v1/instances/{kind}/{name}/usage",
-    params(("kind" = String, Path), ("name" = String, Path, description = "one percent-encoded segment"), OneQuery), responses(
+    params(("kind" = Kind, Path), ("name" = String, Path, description = "one percent-encoded segment"), OneQuery), responses(
     (status = 200, body = UsageView),
     (status = "4XX", body = ProblemDocument, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemDocument, content_type = "application/problem+json")))]
