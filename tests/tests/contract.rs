@@ -42,22 +42,28 @@ fn keeps_its_contract(lab: &Lab, agentd: &Agentd, kind: &str, checks: &str) -> R
     let examples =
         std::env::var("AGENTD_CONTRACT_EXAMPLES").ok().and_then(|text| text.parse().ok()).unwrap_or(EXAMPLES);
     // Of anything at all, and then of instances that there are.
-    for known in ["", &format!("[parameters]\nkind = \"{kind}\"\nname = \"web\"\n")] {
-        std::fs::write(agentd.folder().join("schemathesis.toml"), known)?;
+    for known in ["", &format!("[parameters]\n\"path.kind\" = \"{kind}\"\n\"path.name\" = \"web\"\n")] {
+        let config = agentd.folder().join("schemathesis.toml");
+        std::fs::write(&config, known)?;
         let output = lab
             .command(&schemathesis)
             // More than one worker makes Python 3.11 fail in its parser now and then.
+            .arg("--config-file")
+            .arg(&config)
             .args(["run", &url, "--phases", "examples,coverage,fuzzing", "--seed", "1", "--workers", "1"])
             .args(["--max-examples", &examples.to_string(), "--request-timeout", "30", "--checks", checks])
             // What goes on for ever has no end to be checked.
             .args(["--exclude-path", "/v1/events", "--exclude-path-regex", "/logs$"])
+            // A connection that nothing is asked on for a while is closed, perhaps as it is asked again.
+            .args(["--header", "Connection: close"])
             .args(["--generation-deterministic", "--no-color"])
-            .current_dir(agentd.folder())
             .output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         println!("{said}");
         ensure!(output.status.success() && said.contains("Test cases:"), "{said}");
     }
+    let operations = agentd.get(&format!("/v1/operations?ref={kind}/web"))?.json();
+    ensure!(operations["items"].as_array().is_some_and(|made| made.len() > 10), "{operations}");
     ensure!(!agentd.log().contains("panicked"), "{}", agentd.log());
     let capacity = agentd.get("/v1/capacity")?;
     ensure!(!capacity.text().contains("\"over\":true"), "{}", capacity.text());
