@@ -67,15 +67,16 @@ test-fast: check $(SCHEMATHESIS) ## The same without the packages and the whole 
 soak: export MALLOC_TRIM_THRESHOLD_ = 268435456
 soak: export MALLOC_MMAP_THRESHOLD_ = 268435456
 soak: export MALLOC_TOP_PAD_ = 67108864
-soak: ## 1,000,000 simulated schedules and 10,000 kills: about an hour on two processors
+soak: ## 1,000,000 simulated schedules, 10,000 kills, two hours of mixed load with faults: three hours on two processors
 	packaging/setup.sh test
 	cargo build --workspace --features agentd/fake
 	cargo build --profile soak -p agentd-tests --bin soak
 	$(TARGET)/soak/soak schedules --count 1000000
 	cargo run -p agentd-tests --bin soak -- kills --count 10000
+	env -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TOP_PAD_ \
+		cargo run -p agentd-tests --bin soak -- mixed --seconds 7200
 
 fuzz: $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## What strangers write, thrown at its readers for SECONDS_EACH=60 (or RUNS=…), on a nightly compiler
-	packaging/setup.sh build fuzz
 	PATH=$(abspath $(TOOLS))/bin:$$PATH fuzz/run.sh $(abspath $(TARGET))/fuzz "$(SECONDS_EACH)" "$(RUNS)" $(TARGETS)
 
 definitions: setup ## Prepares each definition that libvirt tests itself with, on a real libvirt
@@ -152,10 +153,12 @@ clean: ## What cargo built
 	cargo clean
 
 $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
+	packaging/setup.sh build
 	cargo install --locked --root $(TOOLS) --version $(CARGO_DENY_VERSION) cargo-deny
 	touch $@
 
 $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION):
+	packaging/setup.sh build fuzz
 	cargo install --locked --root $(TOOLS) --version $(CARGO_FUZZ_VERSION) cargo-fuzz
 	touch $@
 

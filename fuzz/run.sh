@@ -12,7 +12,7 @@ targets=("${@:-${all[@]}}")
 [ $# -gt 0 ] || targets=("${all[@]}")
 
 toolchain=${FUZZ_TOOLCHAIN:-nightly}
-if ! rustup toolchain list | grep -q "^$toolchain"; then
+if ! rustup toolchain list | grep "^$toolchain" >/dev/null; then
   echo "run.sh: no toolchain \"$toolchain\": rustup toolchain install $toolchain --profile minimal" >&2
   exit 1
 fi

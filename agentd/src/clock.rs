@@ -34,6 +34,41 @@ pub(crate) fn uptime() -> Option<Uptime> {
     Some(Uptime { boot: BOOT.clone()?, ms: millis(up) })
 }
 
+/// Whether what is too old may be removed for ever by the time of day: not while that is far ahead of where it was, as the host's
+/// uptime tells, until it has been there for as long as that.
+#[derive(Debug)]
+pub(crate) struct Steady {
+    /// The time of day less the uptime, in milliseconds, as it is trusted.
+    offset: i128,
+    /// The uptime at which it was first seen to be ahead.
+    ahead_since: Option<u64>,
+}
+
+impl Steady {
+    /// How far the time of day may jump, and how long a longer jump is doubted.
+    const FAR_MS: u64 = 24 * 3_600_000;
+
+    pub(crate) fn new(now_ms: u64, up_ms: u64) -> Self {
+        Steady { offset: i128::from(now_ms) - i128::from(up_ms), ahead_since: None }
+    }
+
+    /// By how many milliseconds it is ahead, where that is too far.
+    pub(crate) fn ahead(&mut self, now_ms: u64, up_ms: u64) -> Option<u64> {
+        let offset = i128::from(now_ms) - i128::from(up_ms);
+        let ahead = u64::try_from(offset - self.offset).unwrap_or(0);
+        if ahead <= Self::FAR_MS {
+            self.ahead_since = None;
+            return None;
+        }
+        let since = *self.ahead_since.get_or_insert(up_ms);
+        if up_ms.saturating_sub(since) > Self::FAR_MS {
+            *self = Self::new(now_ms, up_ms);
+            return None;
+        }
+        Some(ahead)
+    }
+}
+
 /// Microseconds since some moment of this life of the daemon, by a clock that nobody sets.
 pub(crate) fn monotonic_usec() -> u64 {
     static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -62,4 +97,26 @@ thread_local! {
 #[cfg(any(test, feature = "fake"))]
 pub fn set(clock: Option<Clock>) {
     CLOCK.set(clock);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+
+    #[test]
+    fn a_clock_that_is_set_far_ahead_is_doubted_for_a_day() {
+        let mut steady = Steady::new(1_000_000 * HOUR, 5 * HOUR);
+        assert_eq!(steady.ahead(1_000_001 * HOUR, 6 * HOUR), None);
+        assert_eq!(steady.ahead(900_000 * HOUR, 7 * HOUR), None, "nothing looks old by a clock that is behind");
+        assert_eq!(steady.ahead(1_000_025 * HOUR, 7 * HOUR), None, "summer time, or a slow clock set right");
+        let year = 8760 * HOUR;
+        assert_eq!(steady.ahead(1_000_003 * HOUR + year, 8 * HOUR), Some(year));
+        assert_eq!(steady.ahead(1_000_004 * HOUR, 9 * HOUR), None, "set back");
+        assert_eq!(steady.ahead(1_000_005 * HOUR + year, 10 * HOUR), Some(year));
+        assert_eq!(steady.ahead(1_000_029 * HOUR + year, 34 * HOUR), Some(year));
+        assert_eq!(steady.ahead(1_000_030 * HOUR + year, 35 * HOUR), None, "by now it is what it is");
+        assert_eq!(steady.ahead(1_000_031 * HOUR + year, 36 * HOUR), None);
+    }
 }

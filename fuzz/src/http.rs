@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ struct Daemon {
     socket: PathBuf,
     asked: u64,
 }
+
+/// Whether anything has panicked.
+static PANICKED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static DAEMON: RefCell<Option<Daemon>> = const { RefCell::new(None) };
@@ -60,6 +64,12 @@ impl Daemon {
         let socket = path.join("socket");
         let (ready, is_ready) = channel();
         std::thread::spawn(move || {
+            // What breaks one request is caught, and told to its caller only.
+            let told = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                PANICKED.store(true, Ordering::Relaxed);
+                told(panic);
+            }));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(serve(path, ready));
         });
@@ -67,9 +77,9 @@ impl Daemon {
         Daemon { _folder: folder, socket, asked: 0 }
     }
 
-    fn ask(&self, request: &[u8]) -> Vec<u8> {
+    fn ask(&self, request: &[u8], silence: Duration) -> Vec<u8> {
         let mut stream = UnixStream::connect(&self.socket).expect("it listens");
-        stream.set_read_timeout(Some(SILENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(silence)).expect("a timeout");
         // It may have heard enough before the end.
         let _ = stream.write_all(request);
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -83,7 +93,8 @@ impl Daemon {
 pub fn http(data: &[u8]) {
     DAEMON.with_borrow_mut(|daemon| {
         let daemon = daemon.get_or_insert_with(Daemon::start);
-        let answer = daemon.ask(data);
+        let answer = daemon.ask(data, SILENCE);
+        assert!(!PANICKED.load(Ordering::Relaxed), "the daemon panicked");
         let answer = answer.strip_prefix(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
         if !answer.is_empty() {
             let head = answer.get(..12).and_then(|head| std::str::from_utf8(head).ok()).unwrap_or_default();
@@ -93,7 +104,8 @@ pub fn http(data: &[u8]) {
         }
         daemon.asked += 1;
         if daemon.asked % 256 == 0 {
-            let answer = daemon.ask(b"GET /v1/capacity HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+            let request = b"GET /v1/capacity HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+            let answer = daemon.ask(request, Duration::from_secs(60));
             let answer = String::from_utf8_lossy(&answer);
             assert!(
                 answer.starts_with("HTTP/1.1 200") && !answer.contains("\"over\":true"),

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod kills;
 pub mod lab;
+pub mod mixed;
 pub mod openapi;
 #[cfg(test)]
 mod security;

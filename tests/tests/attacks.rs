@@ -130,7 +130,11 @@ fn bodies_that_come_drop_by_drop_are_cut_off() -> Result<()> {
     }
     let begun = Instant::now();
     // A space each quarter of a second, for as long as it is taken.
-    while streams.iter_mut().any(|stream| stream.write_all(b" ").is_ok()) {
+    loop {
+        let taken = streams.iter_mut().filter_map(|stream| stream.write_all(b" ").ok()).count();
+        if taken == 0 {
+            break;
+        }
         ensure!(begun.elapsed() < LIMIT, "it is still taken after {:.0?}", begun.elapsed());
         thread::sleep(Duration::from_millis(250));
     }
@@ -377,6 +381,7 @@ fn root_is_answered_within_a_second_while_another_user_floods() -> Result<()> {
         Ok(times)
     })?;
     println!("{} requests of the flood; root's lists took {times:?}", asked.load(Ordering::Relaxed));
+    ensure!(asked.load(Ordering::Relaxed) > 0, "there was no flood");
     // The promise is a second; the median, because these machines have moods.
     assert!(times[times.len() / 2] < Duration::from_secs(1), "{times:?}");
     Ok(())

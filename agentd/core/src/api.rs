@@ -80,7 +80,10 @@ impl Loan {
     /// As it is told: due by the time of day as that is now, where somebody has set it since.
     #[must_use]
     pub fn told(&self, now_ms: u64, up: Option<&Uptime>) -> Loan {
-        let due_ms = now_ms.saturating_add(self.left_ms(now_ms, up));
+        let due_ms = match (&self.due_up, up) {
+            (Some(due), Some(up)) if due.boot == up.boot => now_ms.saturating_add(due.ms).saturating_sub(up.ms),
+            _ => self.due_ms,
+        };
         let was_set = due_ms.abs_diff(self.due_ms) > CLOCKS_AGREE_MS;
         Loan { due_ms: if was_set { due_ms } else { self.due_ms }, due_up: None, ..self.clone() }
     }

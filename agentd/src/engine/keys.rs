@@ -15,6 +15,7 @@ use agentd_core::plan::Plan;
 use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Ask, Engine, Peer};
 use crate::clock::now_ms;
@@ -63,12 +64,15 @@ struct Kept {
     /// A digest of the request that it stands for.
     request: Vec<u8>,
     born_ms: u64,
+    /// How old it was when this life of the daemon came to know it, and since when that is; the time of day may be set meanwhile.
+    known: (Duration, Instant),
     submitted: Submitted,
 }
 
 impl Kept {
     fn is_over(&self) -> bool {
-        now_ms().saturating_sub(self.born_ms) > u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX)
+        let (age, since) = self.known;
+        age + since.elapsed() > KEPT
     }
 }
 
@@ -84,7 +88,8 @@ impl Keys {
     /// Takes a key that an earlier life of the daemon was given.
     pub(super) fn restore(&self, key: Key, submitted: Submitted) {
         let Key { uid, key, request, born_ms, .. } = key;
-        self.lock().insert((uid, key), Kept { request, born_ms, submitted });
+        let known = (Duration::from_millis(now_ms().saturating_sub(born_ms)), Instant::now());
+        self.lock().insert((uid, key), Kept { request, born_ms, known, submitted });
     }
 
     /// The reply of an operation is on record from here on, and what is on record may still change: nobody knew, now
@@ -176,7 +181,8 @@ impl Engine {
         let key =
             Key { uid: place.0, key: place.1.clone(), request: request.clone(), operation: String::new(), born_ms };
         let submitted = self.spawn(peer, ask, Some(key));
-        keys.insert(place, Kept { request, born_ms, submitted: submitted.clone() });
+        let known = (Duration::ZERO, Instant::now());
+        keys.insert(place, Kept { request, born_ms, known, submitted: submitted.clone() });
         Ok(submitted)
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Engine;
-use super::keys::{KEPT, Submitted};
+use super::keys::Submitted;
 use crate::backend::{BackendError, Look};
 use crate::clock::{millis, now_ms};
 use crate::executor::{Ended, Executor};
@@ -32,7 +32,7 @@ impl Engine {
     /// Takes up what an earlier life of the daemon left behind: what it knew and promised, the keys that it was given, the
     /// changes that it did not end. Changes are refused until this has gone well.
     pub async fn restore(&self) -> Result<(), StoreError> {
-        let loaded = self.store().load(now_ms().saturating_sub(millis(KEPT))).await?;
+        let loaded = self.store().load().await?;
         let mut unfinished: BTreeMap<InstanceId, Vec<Operation>> = BTreeMap::new();
         let mut untold = BTreeSet::new();
         {

@@ -706,7 +706,7 @@ async fn what_a_caller_may_not_see_takes_no_place_on_its_page() {
 async fn a_change_of_a_kind_that_was_switched_off_stays_as_it_was_cut_off_and_is_told_so() {
     let location = store_location();
     let store = Store::inline(location.clone(), true);
-    store.load(0).await.unwrap();
+    store.load().await.unwrap();
     let plan = Plan::empty(reference(), Identity { id: "1".into(), boot: None }, Verb::Resize);
     let operation = Operation::new("1".into(), peer().who, plan, now_ms());
     let request = sha2::Sha256::digest(b"request").to_vec();

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::loans::Tried;
 use super::{Ask, Engine, Peer, Source, Wish, keys};
 use crate::backend::Notice;
-use crate::clock::{millis, now_ms};
+use crate::clock::{Steady, millis, now_ms, uptime};
 use crate::inventory::Drift;
 
 /// How many announcements may wait; when there are more, all is looked at.
@@ -34,8 +34,6 @@ const RECONNECT: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
 /// How often what is too old is removed from the record.
 const PRUNING: Duration = Duration::from_secs(3600);
-/// How far the clock may have been set ahead in this life of the daemon for what is too old to be removed by it.
-const SET_AHEAD: Duration = Duration::from_secs(24 * 3600);
 /// How long what moves may take to come to rest before it is put back.
 const AT_REST: Duration = Duration::from_secs(1);
 /// How long a value that was put back is left alone: two who put back each other's values should not keep the host busy.
@@ -85,7 +83,9 @@ impl Engine {
 
     /// Puts on record what was seen, takes back what was lent.
     async fn each_second(&self) {
-        let (began, began_ms) = (Instant::now(), now_ms());
+        let began = Instant::now();
+        let up_ms = || uptime().map_or_else(|| millis(began.elapsed()), |up| up.ms);
+        let mut steady = Steady::new(now_ms(), up_ms());
         let mut prune_at = began + Duration::from_secs(60);
         let mut tried = Tried::new();
         loop {
@@ -95,12 +95,10 @@ impl Engine {
             self.store().write_later(unrecorded);
             if Instant::now() >= prune_at {
                 prune_at = Instant::now() + PRUNING;
-                let ahead = now_ms().saturating_sub(began_ms + millis(began.elapsed()));
-                if ahead > millis(SET_AHEAD) {
-                    // All of the record would look old.
+                if let Some(ahead) = steady.ahead(now_ms(), up_ms()) {
                     let hours = ahead / 3_600_000;
                     tracing::warn!(
-                        "the clock was set ahead by {hours} h since agentd was started: nothing is removed from the record until the next start"
+                        "the clock was set ahead by {hours} h: all of the record would look old, and nothing is removed from it yet"
                     );
                     continue;
                 }

@@ -166,7 +166,7 @@ enum Access {
 
 #[derive(Debug)]
 enum Work {
-    Load { keys_since_ms: u64, answer: oneshot::Sender<Result<Loaded, StoreError>> },
+    Load { answer: oneshot::Sender<Result<Loaded, StoreError>> },
     Commit { entries: Vec<Entry>, kept: bool, answer: Option<oneshot::Sender<Result<(), StoreError>>> },
     Prune { history_before_ms: u64, keys_before_ms: u64 },
 }
@@ -212,9 +212,9 @@ impl Store {
 
     /// Opens it and reads what an earlier life left behind. Nothing can be written before that has gone well; may be tried
     /// again.
-    pub async fn load(&self, keys_since_ms: u64) -> Result<Loaded, StoreError> {
+    pub async fn load(&self) -> Result<Loaded, StoreError> {
         let (answer, loaded) = oneshot::channel();
-        self.send(Work::Load { keys_since_ms, answer });
+        self.send(Work::Load { answer });
         let loaded = loaded.await.unwrap_or_else(|_| Err(gone()))?;
         self.shared.loaded.store(true, Ordering::Release);
         let mut live = self.live();
@@ -496,8 +496,8 @@ impl Writer {
         let mut prunes = Vec::new();
         for work in work {
             match work {
-                Work::Load { keys_since_ms, answer } => {
-                    let loaded = self.load(keys_since_ms);
+                Work::Load { answer } => {
+                    let loaded = self.load();
                     self.tell(loaded.as_ref().err());
                     // Nobody may be waiting any more.
                     let _ = answer.send(loaded);
@@ -578,7 +578,7 @@ impl Writer {
         *trouble = now;
     }
 
-    fn load(&mut self, keys_since_ms: u64) -> Result<Loaded, StoreError> {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
         if let Some(state_dir) = &self.state_dir {
             if self.lock.is_none() {
                 self.lock = Some(take_lock(state_dir)?);
@@ -599,7 +599,7 @@ impl Writer {
             make_private(&self.location.path)?;
         }
         let db = Db::open(&self.location, self.may_be_new, true)?;
-        let loaded = db.load(keys_since_ms).map_err(StoreError::unreadable)?;
+        let loaded = db.load().map_err(StoreError::unreadable)?;
         if let Some(lock) = &mut self.lock
             && self.may_be_new
         {

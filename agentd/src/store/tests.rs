@@ -31,7 +31,7 @@ async fn open(dir: &TempDir) -> (Store, Result<Loaded, StoreError>) {
     let store = Store::new(dir.path());
     // The store of before may take a moment to let go.
     for _ in 0..100 {
-        match store.load(0).await {
+        match store.load().await {
             Err(StoreError::InUse(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
             loaded => return (store, loaded),
         }
@@ -137,7 +137,7 @@ async fn one_daemon_has_a_state_directory() {
     let (_store, loaded) = open(&dir).await;
     loaded.unwrap();
     let second = Store::new(dir.path());
-    assert!(matches!(second.load(0).await, Err(StoreError::InUse(_))));
+    assert!(matches!(second.load().await, Err(StoreError::InUse(_))));
 }
 
 #[tokio::test]

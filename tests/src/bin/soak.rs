@@ -4,6 +4,7 @@
 //!   soak kills [--count N] [--seed S] [--threads T]    kills a daemon N times, anywhere and in its recoveries
 //!   soak schedules [--count N] [--seed S]              simulates N schedules
 //!   soak kills --case S                                the one case of that seed
+//!   soak mixed [--seconds N] [--seed S]                N seconds of mixed load with faults
 //! ```
 
 use std::{
@@ -12,15 +13,16 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use agentd_tests::kills::{Tally, all, random_case};
+use agentd_tests::mixed;
 use agentd_tests::sim::{Totals, run_many};
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str =
-    "soak schedules [--count N] [--seed S] | soak kills [--count N] [--seed S] [--threads T] | soak kills --case S";
+const USAGE: &str = "soak schedules [--count N] [--seed S] | soak kills [--count N] [--seed S] [--threads T] | \
+                     soak kills --case S | soak mixed [--seconds N] [--seed S]";
 /// How often it says how far it has come, in kills.
 const TOLD_EVERY: u64 = 500;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let done = match args.first().map(String::as_str) {
         Some("schedules") => Options::parse(&args[1..]).and_then(|options| schedules(&options)),
         Some("kills") => Options::parse(&args[1..]).and_then(|options| kills(&options)),
+        Some("mixed") => Options::parse(&args[1..]).and_then(|options| mixed(&options)),
         _ => Err(anyhow::anyhow!("usage: {USAGE}")),
     };
     match done {
@@ -46,11 +49,12 @@ struct Options {
     seed: u64,
     threads: u64,
     case: Option<u64>,
+    seconds: u64,
 }
 
 impl Options {
     fn parse(args: &[String]) -> Result<Options> {
-        let mut options = Options { count: 10_000, seed: 1, threads: 8, case: None };
+        let mut options = Options { count: 10_000, seed: 1, threads: 8, case: None, seconds: 7200 };
         for pair in args.chunks(2) {
             let [name, value] = pair else { bail!("{pair:?} has no value; usage: {USAGE}") };
             let number = value.parse().with_context(|| format!("{name} takes a number, not {value:?}"))?;
@@ -59,11 +63,20 @@ impl Options {
                 "--seed" => options.seed = number,
                 "--threads" => options.threads = number,
                 "--case" => options.case = Some(number),
+                "--seconds" => options.seconds = number,
                 _ => bail!("{name:?} isn't known; usage: {USAGE}"),
             }
         }
         Ok(options)
     }
+}
+
+/// Mixed load for so long.
+fn mixed(options: &Options) -> Result<()> {
+    let began = Instant::now();
+    let totals = mixed::run(Duration::from_secs(options.seconds), options.seed)?;
+    println!("{:.2} hours of mixed load, every promise kept:\n{totals:#?}", began.elapsed().as_secs_f64() / 3600.0);
+    Ok(())
 }
 
 /// Schedules of the simulation, until one breaks a promise.

@@ -86,7 +86,9 @@ impl Liar {
     pub fn be_honest(&self) -> usize {
         let mut told = lock(&self.told);
         told.lie = None;
-        told.waiting.clear();
+        for stream in told.waiting.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         self.lied.swap(0, Ordering::Relaxed)
     }
 }
@@ -123,7 +125,15 @@ fn answer(mut stream: UnixStream, engine: &Path, told: &Mutex<Told>, lied: &Atom
     from.read_exact(&mut body)?;
     request.extend(body);
     let first = String::from_utf8_lossy(request.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned();
-    let lie = lock(told).lie.clone().filter(|(about, _)| first.contains(about)).map(|(_, lie)| lie);
+    let lie = {
+        let mut told = lock(told);
+        let lie = told.lie.clone().filter(|(about, _)| first.contains(about)).map(|(_, lie)| lie);
+        // Under the same lock: who is made to wait now is hung up on by the next honest word.
+        if matches!(lie, Some(Lie::Never)) {
+            told.waiting.push(stream.try_clone()?);
+        }
+        lie
+    };
     if lie.is_some() {
         lied.fetch_add(1, Ordering::Relaxed);
     }
@@ -175,10 +185,7 @@ fn answer(mut stream: UnixStream, engine: &Path, told: &Mutex<Told>, lied: &Atom
             let _ = behind.read(&mut [0; 64])?;
             Ok(())
         }
-        Some(Lie::Never) => {
-            lock(told).waiting.push(stream);
-            Ok(())
-        }
+        Some(Lie::Never) => stream.read(&mut [0; 1]).map(drop),
         Some(Lie::Closed) => Ok(()),
         Some(Lie::Noise) => stream.write_all(&(0..=255).cycle().take(1 << 16).collect::<Vec<u8>>()),
     }

@@ -24,7 +24,7 @@ pub(super) const ANNOUNCED: usize = 4 << 20;
 
 /// Sends a request over a connection of its own, which ends with its answer, and at the latest after so many bytes of it.
 pub(super) async fn send(socket: PathBuf, most: usize, request: BollardRequest) -> Result<Response<Incoming>, Error> {
-    let stream = UnixStream::connect(&socket).await.map_err(|err| Error::IOError { err })?;
+    let stream = UnixStream::connect(&socket).await.map_err(unheard)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(Bounded { stream, most, left: most })).await?;
     // How it ends shows in the answer.
     tokio::spawn(async move { drop(connection.await) });
@@ -34,10 +34,18 @@ pub(super) async fn send(socket: PathBuf, most: usize, request: BollardRequest) 
     Ok(sender.send_request(BollardRequest::from_parts(parts, body)).await?)
 }
 
-/// Whether a connection was never made: nobody has heard anything.
+/// A connection that was never made: nobody has heard anything.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Unheard(io::Error);
+
+fn unheard(error: io::Error) -> Error {
+    Error::IOError { err: io::Error::new(error.kind(), Unheard(error)) }
+}
+
+/// Whether this is of a connection that was never made.
 pub(super) fn is_unheard(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound, PermissionDenied};
-    matches!(error.kind(), ConnectionRefused | NotADirectory | NotFound | PermissionDenied)
+    error.get_ref().is_some_and(|inner| inner.is::<Unheard>())
 }
 
 /// A stream of which no more than so many bytes are read.
