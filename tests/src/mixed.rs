@@ -67,7 +67,13 @@ fn act(agentd: &Agentd, instances: &[String], rng: &mut Rng, replies: &Counts) -
             );
         }
         1 => return read(agentd, &path, replies),
-        2 => return read(agentd, "/v1/events?follow=false&tail=20", replies),
+        2 => {
+            let request = b"GET /v1/events?follow=false&tail=20 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            let events = agentd.raw(request)?;
+            ensure!(events.status == 200, "{}", events.text());
+            replies.add("events: 200".into(), 1);
+            return Ok(());
+        }
         3 => ("suspend", json!({"reason": "mixed load"})),
         4..=5 => ("resume", json!({})),
         6 => ("stop", json!({"force": true, "timeout": "1s"})),
