@@ -80,6 +80,8 @@ pub struct Page {
     pub states: bool,
 }
 
+/// After how many pages of the log it is copied into the file: 32 MB.
+const CHECKPOINT: i32 = 8000;
 /// How much of its file a connection keeps in memory. What is written is small and mostly at the ends of its trees, so that
 /// SQLite's own 2 MiB would mostly be what an idle daemon holds on to.
 const CACHE_KIB: i64 = 512;
@@ -102,8 +104,8 @@ impl Db {
         // journal of a store that is just being made is deleted: come back after a power cut it would undo the store.
         connection.pragma_update(None, "synchronous", "EXTRA")?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // A change is some 12 pages of the log. At SQLite's own 1000 more than one in a hundred waits while it is copied into the file.
-        connection.pragma_update(None, "wal_autocheckpoint", 3000)?;
+        // A change is some 20 pages of the log. At SQLite's own 1000, two changes in a hundred wait while it is copied into the file.
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
         schema::migrate(&mut connection, version)?;
         if whole {
             let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
