@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use agentd_fuzz::{TARGETS, Target};
 
 /// How long each target gets made-up inputs. Not a bound: a slower machine tries fewer.
-const A_WHILE: Duration = Duration::from_secs(3);
+const A_WHILE: Duration = Duration::from_secs(2);
 
 fn corpora() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora")
