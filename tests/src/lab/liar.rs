@@ -39,6 +39,8 @@ struct Told {
     lie: Option<(String, Lie)>,
     /// Connections that wait for ever.
     waiting: Vec<UnixStream>,
+    /// Connections that announcements are passed on over.
+    announcing: Vec<UnixStream>,
 }
 
 /// A socket that speaks for the engine behind it; gone when dropped.
@@ -80,6 +82,18 @@ impl Liar {
     /// From here on it lies to requests whose first line contains `about`.
     pub fn lie(&self, about: &str, lie: Lie) {
         lock(&self.told).lie = Some((about.to_owned(), lie));
+    }
+
+    /// Breaks off what it passes on of announcements, so that all has to be listed anew.
+    pub fn hang_up(&self) {
+        for stream in lock(&self.told).announcing.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// How often it has lied since it was honest last.
+    pub fn lied(&self) -> usize {
+        self.lied.load(Ordering::Relaxed)
     }
 
     /// From here on it passes everything on, and who still waits is hung up on. Tells how often it has lied.
@@ -145,6 +159,9 @@ fn answer(mut stream: UnixStream, engine: &Path, told: &Mutex<Told>, lied: &Atom
     match lie {
         None => {
             let mut behind = ask()?;
+            if first.contains("/events") {
+                lock(told).announcing.push(stream.try_clone()?);
+            }
             let (mut client, mut server) = (stream.try_clone()?, behind.try_clone()?);
             // A client that goes away ends what follows.
             let gone = thread::spawn(move || {
