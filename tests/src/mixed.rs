@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -130,17 +129,7 @@ fn lie_now_and_then(liar: &Liar, rng: &mut Rng, faults: &Counts) {
 
 /// Memory of its own in MiB, descriptors, threads.
 fn size(agentd: &Agentd) -> Result<[u64; 3]> {
-    let pid = agentd.pid().context("it runs")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let field = |name: &str| -> Option<u64> {
-        status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
-    };
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
-    Ok([
-        field("RssAnon:").context("RssAnon")? >> 10,
-        u64::try_from(descriptors)?,
-        field("Threads:").context("Threads")?,
-    ])
+    Ok([agentd.status("RssAnon")? >> 10, u64::try_from(agentd.descriptors()?)?, agentd.status("Threads")?])
 }
 
 fn median(samples: &[[u64; 3]]) -> [u64; 3] {

@@ -67,16 +67,9 @@ fn pid(agentd: &Agentd) -> Result<i32> {
     agentd.pid().context("it runs")
 }
 
-fn descriptors(agentd: &Agentd) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", pid(agentd)?))?.count())
-}
-
 /// The most memory that it ever had, in bytes.
 fn most_memory(agentd: &Agentd) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", pid(agentd)?))?;
-    let kib =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
-    Ok(kib.context("VmHWM")? << 10)
+    Ok(agentd.status("VmHWM")? << 10)
 }
 
 /// What is sent, and all that comes back until the other end closes or says nothing more.
@@ -145,7 +138,7 @@ fn bodies_that_come_drop_by_drop_are_cut_off() -> Result<()> {
 #[test]
 fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
     let agentd = agentd()?;
-    let before = descriptors(&agentd)?;
+    let before = agentd.descriptors()?;
     let mut open = Vec::new();
     for number in 0..10_000 {
         // The queue of the socket may be full: then the kernel lets it wait.
@@ -155,7 +148,7 @@ fn ten_thousand_connections_leave_nothing_behind() -> Result<()> {
         }
     }
     drop(open);
-    wait_until("the last of them to be gone", LIMIT, || Ok((descriptors(&agentd)? <= before).then_some(())))?;
+    wait_until("the last of them to be gone", LIMIT, || Ok((agentd.descriptors()? <= before).then_some(())))?;
     assert_eq!(agentd.ctl(&["list"]).code, Some(0));
     Ok(())
 }
@@ -333,7 +326,7 @@ fn a_caller_who_reads_no_reply_holds_up_itself() -> Result<()> {
 #[test]
 fn out_of_descriptors_it_serves_again_once_there_are_some() -> Result<()> {
     let agentd = agentd()?;
-    let few = descriptors(&agentd)? + 12;
+    let few = agentd.descriptors()? + 12;
     let limited = std::process::Command::new("prlimit")
         .args([format!("--pid={}", pid(&agentd)?), format!("--nofile={few}:{few}")])
         .status()?;

@@ -1,7 +1,7 @@
 //! Engines and guests that lie, stall and break off: a real Docker behind a socket that does that to it, and the fake engine where
 //! no socket is between. Whatever they say, agentd answers, keeps within its memory, passes no cap, and is right again once they are.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use agentd_tests::lab::{Agentd, CgroupPaths, Docker, Lab, Liar, Lie, wait_until};
 use anyhow::{Context, Result, ensure};
@@ -45,11 +45,8 @@ impl Bench {
         let capacity = self.agentd.get("/v1/capacity")?;
         ensure!(capacity.status == 200 && !capacity.text().contains("\"over\":true"), "{about}: {}", capacity.text());
         ensure!(!self.agentd.log().contains("panicked"), "{about}: {}", self.agentd.log());
-        let pid = self.agentd.pid().context("it runs")?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let most =
-            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok());
-        ensure!(most.context("VmHWM")? << 10 < MEMORY, "{about}: {status}");
+        let most = self.agentd.status("VmHWM")? << 10;
+        ensure!(most < MEMORY, "{about}: it had {most} bytes");
         Ok(())
     }
 

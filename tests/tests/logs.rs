@@ -68,17 +68,6 @@ fn same(what: &str, got: &[u8], expected: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A field of the daemon's `/proc/PID/status`, in KiB.
-fn memory(agentd: &Agentd, field: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", agentd.pid().context("agentd runs")?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).context("the field")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn descriptors(agentd: &Agentd) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{}/fd", agentd.pid().context("agentd runs")?))?.count())
-}
-
 /// `ctl logs …` with its two streams in files.
 struct Reader {
     child: Child,
@@ -142,8 +131,8 @@ fn containers_logs_are_right_to_the_byte_and_the_daemon_does_not_grow() -> Resul
             all
         },
     );
-    memory(&agentd, "VmHWM")?;
-    let before = memory(&agentd, "VmRSS")?;
+    agentd.status("VmHWM")?;
+    let before = agentd.status("VmRSS")?;
 
     let followers = [
         Reader::start(&agentd, "follow-plain", &["container/plain", "-f"])?,
@@ -173,7 +162,7 @@ fn containers_logs_are_right_to_the_byte_and_the_daemon_does_not_grow() -> Resul
     assert_eq!(lines(&got_out) + lines(&got_err), 1000);
     assert!(out.ends_with(&got_out) && err.ends_with(&got_err), "the last lines of each");
 
-    let most = memory(&agentd, "VmHWM")?;
+    let most = agentd.status("VmHWM")?;
     eprintln!("agentd had {before} KiB before {} MiB of logs, and {most} KiB at most", bytes >> 20);
     assert!(most < before + GROWTH, "agentd grew from {before} KiB to {most} KiB");
 
@@ -201,7 +190,7 @@ fn a_follower_ends_with_its_container_and_leaves_nothing_behind_when_it_goes() -
     let agentd = Agentd::with_config(&config(&docker)).start()?;
     let ticks = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
     docker.run_command("ticker", &[], &["sh", "-c", ticks])?;
-    let idle = descriptors(&agentd)?;
+    let idle = agentd.descriptors()?;
 
     // Killed outright, and by Ctrl-C. Several, so that a connection that agentd had for a moment makes no difference.
     for signal in [Signal::SIGKILL, Signal::SIGINT] {
@@ -210,12 +199,12 @@ fn a_follower_ends_with_its_container_and_leaves_nothing_behind_when_it_goes() -
         for reader in &readers {
             reader.has("tick 1\n")?;
         }
-        assert!(descriptors(&agentd)? >= idle + readers.len(), "one to ctl and one to the engine, each");
+        assert!(agentd.descriptors()? >= idle + readers.len(), "one to ctl and one to the engine, each");
         for reader in readers {
             kill(Pid::from_raw(reader.child.id().cast_signed()), signal)?;
             assert_eq!(reader.end()?.0, None, "a signal ends it as it ends others");
         }
-        wait_until("agentd to let go", LIMIT, || Ok((descriptors(&agentd)? <= idle).then_some(())))?;
+        wait_until("agentd to let go", LIMIT, || Ok((agentd.descriptors()? <= idle).then_some(())))?;
     }
 
     // A reader that has read enough.

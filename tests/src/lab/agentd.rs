@@ -301,6 +301,25 @@ impl Agentd {
         http::read_response(&mut BufReader::new(stream), false)
     }
 
+    /// A number of `/proc/PID/status`, such as `VmHWM` or `RssAnon` (KiB) or `Threads`.
+    ///
+    /// # Errors
+    /// It doesn't run, or has no such field.
+    pub fn status(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().context("it runs")?))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()).with_context(|| field.to_owned())?;
+        Ok(number.parse()?)
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Errors
+    /// It doesn't run.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid().context("it runs")?))?.count())
+    }
+
     /// A bare connection, for half-sent requests.
     ///
     /// # Errors
