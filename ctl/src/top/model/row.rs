@@ -4,8 +4,7 @@ use std::cmp::Ordering;
 
 use agentd_core::api::{Instance, UsageView};
 use agentd_core::units::{ByteCount, Cpus, Limit};
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp, Zoned};
 
 use super::Trail;
 use crate::args::SortKey;
@@ -213,12 +212,11 @@ fn three(value: f64) -> String {
     if value < 9.95 { format!("{value:.1}").replace(".0", "") } else { format!("{value:.0}") }
 }
 
-/// `until 14:05`, in the time zone of `now`; with the day where that is another one.
+/// `until 14:05`, in the time zone of `now`; with the day where that is not the next 14:05.
 fn until(due_ms: u64, now: &Zoned) -> String {
     let at = i64::try_from(due_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     let Some(at) = at else { return "for a time".to_owned() };
-    let zone: TimeZone = now.time_zone().clone();
-    let at = at.to_zoned(zone);
-    let form = if at.date() == now.date() { "until %H:%M" } else { "until %m-%d %H:%M" };
-    at.strftime(form).to_string()
+    let left = at.duration_since(now.timestamp());
+    let form = if left < SignedDuration::from_hours(24) { "until %H:%M" } else { "until %m-%d %H:%M" };
+    at.to_zoned(now.time_zone().clone()).strftime(form).to_string()
 }

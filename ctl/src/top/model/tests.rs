@@ -163,11 +163,13 @@ fn values_are_short_and_what_is_unknown_is_a_dash() {
 }
 
 #[test]
-fn a_day_that_is_not_today_is_told() {
+fn an_end_that_is_a_day_away_is_told_with_its_day() {
     let lent = |ms: u64| {
         let instance = instance("vm/a", &json!({"loans": [{"operation": "o", "fields": ["cpus"], "due_ms": ms}]}));
         Row::new(&instance, None, None).notes(&now())[0].clone()
     };
+    // 11 hours after 14:00 is another day, and still the next 01:00.
+    assert_eq!(lent(super::super::testing::NOW_MS + 11 * 3_600_000), "until 01:00");
     assert_eq!(lent(super::super::testing::NOW_MS + 86_400_000), "until 03-02 14:00");
     assert_eq!(lent(u64::MAX), "for a time");
 }
