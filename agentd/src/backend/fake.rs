@@ -112,6 +112,8 @@ pub struct FakeSpec {
     pub list_ms: u64,
     /// Whether it can be followed: what stirs is told, and nothing need be listed for that.
     pub announces: bool,
+    /// How many of the first questions about what stirs fail.
+    pub mute: usize,
     /// How long after it was sent a call comes about that did not return in time, in milliseconds; also where the daemon has
     /// ended meanwhile.
     pub late_ms: Option<u64>,
@@ -187,6 +189,8 @@ pub struct Fake {
     announced: broadcast::Sender<String>,
     /// What was told of each instance when it was last asked what stirred, where it tells that.
     told: Option<Mutex<BTreeMap<String, Told>>>,
+    /// How many more questions about that fail.
+    mute: Mutex<usize>,
     late_after: Option<Duration>,
     /// When this life of the daemon began, in milliseconds since the Unix epoch.
     began_ms: u64,
@@ -235,6 +239,7 @@ impl Fake {
             slow_look: Mutex::default(),
             announced: broadcast::Sender::new(64),
             told: spec.announces.then(Mutex::default),
+            mute: Mutex::new(spec.mute),
             deadline: Duration::from_millis(200),
         }
     }
@@ -585,6 +590,15 @@ impl Backend for Fake {
 
     async fn stirred(&self) -> Result<Vec<String>, BackendError> {
         let Some(told) = &self.told else { return Err(BackendError::Unsupported("only a listing tells".into())) };
+        let mute = {
+            let mut left = self.mute.lock().unwrap_or_else(PoisonError::into_inner);
+            let mute = *left > 0;
+            *left = left.saturating_sub(1);
+            mute
+        };
+        if mute {
+            return Err(BackendError::Unavailable("the fake engine is mute".into()));
+        }
         let now: BTreeMap<String, Told> = self
             .machines()
             .values()

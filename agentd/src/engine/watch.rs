@@ -12,11 +12,11 @@ use agentd_core::instance::{InstanceId, Kind, Observed, Saved, Target};
 use agentd_core::operation::REPAIR;
 use agentd_core::units::{Amount, Limit};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::loans::Tried;
 use super::{Ask, Engine, Peer, Source, Wish, keys};
-use crate::backend::Notice;
+use crate::backend::{BackendError, Notice};
 use crate::clock::{Steady, millis, now_ms, uptime};
 use crate::inventory::Drift;
 
@@ -30,6 +30,8 @@ const RELOADED: Duration = Duration::from_millis(500);
 const ROUND: usize = 20;
 /// How long a lost engine is left alone before it is watched again.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// How long an engine that could not tell what stirs is left alone before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How often what changed of the inventory goes on record, and what is due is looked for.
 const SECOND: Duration = Duration::from_secs(1);
 /// How often what is too old is removed from the record.
@@ -144,7 +146,14 @@ impl Engine {
 
     /// Looks at what is announced, until nothing is any more.
     async fn follow(&self, kind: Kind, source: &Source, mut notices: mpsc::Receiver<Notice>, hears: &AtomicBool) {
-        while let Some(first) = notices.recv().await {
+        let mut missed = false;
+        loop {
+            let first = if missed {
+                timeout(ASK_AGAIN, notices.recv()).await.unwrap_or(Some(Notice::All))
+            } else {
+                notices.recv().await
+            };
+            let Some(first) = first else { return };
             let mut all = take(source, first);
             // Who lists everything meanwhile looks at them at once.
             sleep(BURST).await;
@@ -154,8 +163,9 @@ impl Engine {
             if all {
                 let begun = Instant::now();
                 // What stirs from here on is told the next time.
-                let stirs = source.backend.stirred().await.is_ok();
-                source.following().heard = (stirs && hears.load(Ordering::Acquire)).then_some(begun);
+                let stirs = source.backend.stirred().await;
+                source.following().heard = (stirs.is_ok() && hears.load(Ordering::Acquire)).then_some(begun);
+                missed = stirs.is_err_and(|error| !matches!(error, BackendError::Unsupported(_)));
                 self.refresh_kind(kind, Duration::ZERO).await;
                 continue;
             }

@@ -17,10 +17,16 @@ const LISTING: Duration = Duration::from_secs(60);
 
 /// Two VMs of an engine that can be followed, and is; a step takes 50 ms.
 async fn followed() -> (Engine, Arc<Fake>) {
+    followed_after(0).await
+}
+
+/// The same where the first `mute` questions about what stirs have failed.
+async fn followed_after(mute: usize) -> (Engine, Arc<Fake>) {
     let vm = |name: &str| serde_json::json!({"name": name, "cpus": 2, "memory": "1GiB", "max_cpus": 8, "max_memory": "4GiB", "used": "200MiB"});
     let list_ms = u64::try_from(LISTING.as_millis()).unwrap();
-    let spec =
-        serde_json::json!({"instances": [vm("db"), vm("web")], "announces": true, "list_ms": list_ms, "delay_ms": 50});
+    let spec = serde_json::json!({
+        "instances": [vm("db"), vm("web")], "announces": true, "list_ms": list_ms, "delay_ms": 50, "mute": mute,
+    });
     let (engine, fake) = engine(spec, CONFIG);
     engine.keep_fresh(Duration::from_secs(30));
     sleep(LISTING * 3).await;
@@ -68,6 +74,13 @@ async fn a_list_tells_at_once_what_has_just_changed_whether_it_was_announced_or_
     assert_eq!(listed(&engine, "db").await.unwrap().0, State::Paused);
     fake.remove("db");
     assert_eq!(listed(&engine, "db").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_could_not_tell_what_stirs_when_it_was_first_asked_is_followed_later() {
+    let (engine, fake) = followed_after(1).await;
+    fake.meddle("db", &cpus(3));
+    assert_eq!(listed(&engine, "db").await, Some((State::Running, Some(Limit::At(Cpus::whole(3))))));
 }
 
 #[tokio::test(start_paused = true)]
