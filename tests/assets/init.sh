@@ -6,6 +6,7 @@
 #   burn        a busy loop in the background, whose rounds a second are printed: the proof of a CPU time limit
 #   passive     hot-added CPUs are left offline: present is not online
 #   agent       QEMU's guest agent, where the domain has its channel
+#   lies=…      something else in its place: `flood` writes without end, `stall` reads nothing, `huge` has numbers of its own
 #   acpid       the power button switches it off
 # shellcheck shell=dash disable=SC2086
 /bin/busybox mkdir -p /proc /sys /dev /run
@@ -40,10 +41,36 @@ if flag acpid; then
   done
 fi
 
+# An agent that answers every question, and has more CPUs than there are.
+huge() {
+  while read -r asked; do
+    id=${asked##*\"id\":}
+    id=${id%%[!0-9]*}
+    case $asked in
+      *guest-sync-delimited*) printf '\377{"return": %s}\n' "$id" ;;
+      *guest-sync*) echo "{\"return\": $id}" ;;
+      *guest-get-vcpus*)
+        echo '{"return": [{"logical-id": 0, "online": true, "can-offline": false},
+          {"logical-id": 4000000000, "online": true, "can-offline": true},
+          {"logical-id": 9223372036854775807, "online": true}]}' | tr -d '\n'
+        echo
+        ;;
+      *) echo '{"error": {"class": "CommandNotFound", "desc": "no"}}' ;;
+    esac
+  done
+}
+
 if flag agent; then
   [ ! -e /modules/virtio_console.ko ] || insmod /modules/virtio_console.ko
   for port in /sys/class/virtio-ports/*; do
-    [ "$(cat "$port"/name)" != org.qemu.guest_agent.0 ] || qemu-ga -m virtio-serial -p "/dev/${port##*/}" -t /run &
+    [ "$(cat "$port"/name)" = org.qemu.guest_agent.0 ] || continue
+    port=/dev/${port##*/}
+    case " $(cat /proc/cmdline) " in
+      *" lies=flood "*) yes '{"return": {"online": "0-4294967295"}}' >"$port" & ;;
+      *" lies=stall "*) sleep 1000000 <>"$port" & ;;
+      *" lies=huge "*) huge <>"$port" >&0 & ;;
+      *) qemu-ga -m virtio-serial -p "$port" -t /run & ;;
+    esac
   done
 fi
 

@@ -285,8 +285,9 @@ fn strings_with_control_characters_are_refused_or_told_harmlessly() -> Result<()
         // What is kept for others to read: who reads it in a terminal sees characters.
         let reply = agentd.post("/v1/instances/vm/web/suspend", &json!({ "reason": evil }))?;
         if reply.status == 200 {
-            for args in [&["list"][..], &["show", "web"], &["history"], &["events", "--no-follow"], &["health"]] {
+            for args in [&["list"][..], &["show", "web"], &["history"], &["events"], &["health"]] {
                 let output = agentd.ctl(args);
+                assert_eq!(output.code, Some(0), "ctl {args:?}: {output:?}");
                 let shown = output.stdout + &output.stderr;
                 let control = |c: char| {
                     (c.is_control() && c != '\n') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

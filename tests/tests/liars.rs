@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agentd_tests::lab::{Agentd, CgroupPaths, Docker, Lab, Liar, Lie, wait_until};
+use agentd_tests::lab::{Agentd, CgroupPaths, Docker, Domain, Lab, Liar, Libvirt, Lie, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -174,4 +174,50 @@ fn a_docker_that_never_answers_holds_up_nothing_but_itself() -> Result<()> {
     bench.liar.be_honest();
     wait_until("a change to go well", LIMIT, || Ok((bench.resize(1.0)?.0 == 200).then_some(())))?;
     bench.is_right(1.0)
+}
+
+#[test]
+fn guests_whose_agents_flood_stall_or_lie_are_told_as_they_are_and_hold_up_no_other() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let define = |name: &str, more: &[&str]| {
+        let domain = Domain::new(name).vcpus(1, 4).memory(128, 128).agent();
+        more.iter().fold(domain, |domain, word| domain.flag(word)).define_and_start(&libvirt)
+    };
+    let honest = define("honest", &[])?;
+    let liars = [define("flood", &["lies=flood"])?, define("stall", &["lies=stall"])?, define("huge", &["lies=huge"])?];
+    let config = format!(
+        "[libvirt]\nuri = \"{}\"\n[capacity]\ncpus = 16\nmemory = \"4GiB\"\n[scaling]\nmax_cpus = 16\n",
+        libvirt.uri()
+    );
+    let agentd = Agentd::with_config(&config).inside(&lab).start()?;
+    let show = |name: &str| Ok::<_, anyhow::Error>(agentd.get(&format!("/v1/instances/vm/{name}"))?.json());
+    wait_until("the honest one's agent to be heard", LIMIT, || {
+        Ok((show("honest")?["cpus"]["confirmed"] == 1).then_some(()))
+    })?;
+    for guest in &liars {
+        // libvirt has heard of an agent, and asks it.
+        wait_until("an agent to be there", LIMIT, || {
+            let xml = guest.virsh("dumpxml", &[])?;
+            Ok(xml.contains("state='connected'").then_some(()))
+        })?;
+        let output = agentd.ctl(&["resize", guest.name(), "--cpus", "2", "--live-only", "--wait", "5s", "-o", "json"]);
+        let reply: Value = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+        ensure!(matches!(output.code, Some(0 | 8)), "{output:?}");
+        let seen = &reply["instance"]["cpus"];
+        ensure!(seen["observed"] == 2, "QEMU has them, whatever the guest says: {reply}");
+        ensure!(seen["confirmed"].as_u64().is_none_or(|told| told <= 2), "more than it has: {reply}");
+        // Neither its memory nor anybody else waits for that.
+        let output = agentd.ctl(&["resize", guest.name(), "--memory", "120MiB", "--live-only", "--wait", "0s"]);
+        ensure!(matches!(output.code, Some(0 | 8)), "{output:?}");
+        let output = agentd.ctl(&["resize", "honest", "--cpus", "+1", "--live-only", "--wait", "60s"]);
+        ensure!(output.code == Some(0) && output.stdout.contains("confirmed by the guest"), "{output:?}");
+        ensure!(!agentd.log().contains("panicked"), "{}", agentd.log());
+        let most = agentd.status("VmHWM")? << 10;
+        ensure!(most < MEMORY, "{}: it had {most} bytes", guest.name());
+    }
+    let capacity = agentd.get("/v1/capacity")?.json();
+    ensure!(capacity["over"] == json!(false) || capacity["over"].is_null(), "{capacity}");
+    drop(honest);
+    Ok(())
 }

@@ -133,9 +133,10 @@ pub(super) fn observed(
 
 /// A container that Docker lists and doesn't describe: shown, and nothing claimed.
 pub(super) fn unreadable(summary: &ContainerSummary, why: &str) -> Option<Observed> {
-    let listed = summary.names.as_ref()?.iter().map(|name| name.trim_start_matches('/'));
+    let listed = summary.names.iter().flatten().map(|name| name.trim_start_matches('/'));
     // A link's name has a slash in it and is another container's alias.
-    let reference = listed.filter(|name| !name.contains('/')).find_map(|name| Ref::new(Kind::Container, name).ok())?;
+    let named = listed.filter(|name| !name.contains('/')).find_map(|name| Ref::new(Kind::Container, name).ok());
+    let reference = named.or_else(|| Ref::new(Kind::Container, summary.id.as_deref()?).ok())?;
     let labels = labels(summary.labels.as_ref());
     Some(Observed {
         reference,

@@ -259,26 +259,19 @@ impl Backend for Libvirt {
             let domains = job.connect.domains()?;
             Ok(domains.iter().filter_map(|domain| Some((domain.name().ok()?, domain.uuid().ok()?))).collect::<Vec<_>>())
         };
-        let mut known = self.calls.run(Class::Look, "", "list the domains", job).await?;
+        let known = self.calls.run(Class::Look, "", "list the domains", job).await?;
         let uuids: HashSet<&str> = known.iter().map(|(_, uuid)| uuid.as_str()).collect();
         let exists = |uuid: &str| uuids.contains(uuid);
         self.asked().keep_only(exists);
         self.guests().keep_only(exists);
         self.recent().keep_only(exists);
-        known.retain(|(name, _)| match Ref::new(Kind::Vm, name) {
-            Ok(_) => true,
-            Err(problem) => {
-                tracing::warn!("a domain is left out: {problem}");
-                false
-            }
-        });
         let looks = known.into_iter().map(|(name, uuid)| async move {
             let seen = self.see(&uuid, Look::Plain).await;
             match seen.and_then(|seen| self.understand(&seen)) {
                 Ok(observed) => Some(observed),
                 Err(BackendError::NotFound(_)) => None,
                 Err(error) => {
-                    tracing::warn!("vm/{name} can't be read: {error}");
+                    tracing::warn!("vm/{name} ({uuid}) can't be read: {error}");
                     unreadable(&name, uuid, &error)
                 }
             }
@@ -411,7 +404,7 @@ fn unreadable(name: &str, uuid: String, error: &BackendError) -> Option<Observed
     use agentd_core::units::{ByteCount, Cpus};
     let why = format!("it can't be read: {error}");
     Some(Observed {
-        reference: Ref::new(Kind::Vm, name).ok()?,
+        reference: reading::reference(name, &uuid).ok()?,
         id: uuid,
         boot: None,
         state: State::Unknown,

@@ -75,15 +75,27 @@ pub(super) fn disagreement(counted: u32, threads: u32) -> String {
 const AFTER_LATE_UNPLUG: &str = "it obeyed an unplug after libvirt had given up on it, and an emulating QEMU has been seen to \
     crash at the next change of vCPUs; they can be changed again after its next start";
 
+/// What a domain is called: by its name, or by its UUID where no reference can have such a name, which libvirt takes. Whoever names
+/// a domain does not keep it out of what is counted.
+pub(super) fn reference(name: &str, uuid: &str) -> Result<Ref, Problem> {
+    Ref::new(Kind::Vm, name).or_else(|_| Ref::new(Kind::Vm, uuid))
+}
+
 /// The sighting as an observation. What was asked of the guest and is still open is in `asked`.
 pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, Problem> {
-    let reference = Ref::new(Kind::Vm, &seen.name)?;
+    let reference = reference(&seen.name, &seen.uuid)?;
     let boot = seen.boot();
     if boot.is_none() {
         asked.forget(&seen.uuid);
     }
     let state = state(seen.state);
     let mut notes = Vec::new();
+    if reference.name() != seen.name {
+        notes.push(format!(
+            "libvirt's name for it, {:?}, can't be part of a reference: here its UUID is its name",
+            seen.name
+        ));
+    }
     let cpus = cpus(seen, state, boot.as_deref(), asked, &mut notes);
     let memory = memory(seen, state, boot.as_deref(), asked, &mut notes);
     let boots_with = seen.saved.as_ref().or(seen.live.as_ref());
