@@ -12,6 +12,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 TOOLS = $(TARGET)/tools
 CARGO_DENY_VERSION = 0.20.2
 CARGO_FUZZ_VERSION = 0.13.1
+CARGO_MUTANTS_VERSION = 27.1.0
 SCHEMATHESIS_VERSION = 4.32.5
 SCHEMATHESIS = $(TOOLS)/schemathesis/$(SCHEMATHESIS_VERSION)
 
@@ -24,7 +25,7 @@ SECONDS_EACH = 60
 RUNS =
 TARGETS =
 
-.PHONY: help setup build release check test test-fast definitions soak fuzz bugs demo bench bench-check bench-keep screenshot deny deb rpm stage install clean
+.PHONY: help setup build release check test test-fast definitions soak fuzz asan coverage mutants bugs demo bench bench-check bench-keep screenshot deny deb rpm stage install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +79,19 @@ soak: ## 1,000,000 simulated schedules, 10,000 kills, two hours of mixed load wi
 
 fuzz: $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION) ## What strangers write, thrown at its readers for SECONDS_EACH=60 (or RUNS=…), on a nightly compiler
 	PATH=$(abspath $(TOOLS))/bin:$$PATH fuzz/run.sh $(abspath $(TARGET))/fuzz "$(SECONDS_EACH)" "$(RUNS)" $(TARGETS)
+
+asan: ## The unit tests, unsafe code and all, under AddressSanitizer, on a nightly compiler
+	packaging/setup.sh check
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p agentd --lib --features fake --target-dir $(TARGET)/asan \
+		--target $(shell rustc -vV | sed -n 's/^host: //p')
+
+coverage: ## The lines and branches that the tests run, on a nightly compiler: an hour
+	packaging/setup.sh test coverage
+	tests/coverage.sh $(abspath $(TARGET))/coverage
+
+# A mutant is one change to the code; each is built and tested, and one that no test fails for is told.
+mutants: $(TOOLS)/cargo-mutants-$(CARGO_MUTANTS_VERSION) ## Code changed in one place at a time, which the unit tests must notice: FILES='-f ledger.rs'
+	$(TOOLS)/bin/cargo-mutants mutants --dir . --output $(TARGET) --no-shuffle $(FILES)
 
 definitions: setup ## Prepares each definition that libvirt tests itself with, on a real libvirt
 	packaging/setup.sh test
@@ -160,6 +174,11 @@ $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION):
 $(TOOLS)/cargo-fuzz-$(CARGO_FUZZ_VERSION):
 	packaging/setup.sh build fuzz
 	cargo install --locked --root $(TOOLS) --version $(CARGO_FUZZ_VERSION) cargo-fuzz
+	touch $@
+
+$(TOOLS)/cargo-mutants-$(CARGO_MUTANTS_VERSION):
+	packaging/setup.sh build
+	cargo install --locked --root $(TOOLS) --version $(CARGO_MUTANTS_VERSION) cargo-mutants
 	touch $@
 
 $(SCHEMATHESIS):

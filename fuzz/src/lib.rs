@@ -7,7 +7,7 @@
 //! | [`http()`] | a connection to the socket: the bytes of requests |
 //! | [`requests()`] | the body of a change, planned on an instance of each kind |
 //! | [`config()`] | a config file |
-//! | [`units()`], [`references()`] | sizes, limits, durations; names, targets, patterns |
+//! | [`units()`], [`references()`], [`patterns()`] | sizes, limits, durations; names and targets; patterns |
 //! | [`definition()`], [`domain()`] | a domain's XML; the numbers that libvirt tells of a domain |
 //! | [`container()`] | what Docker tells of a container, and its log |
 //! | [`cgroup()`], [`unit_files()`] | files of the kernel; files of systemd's units |
@@ -21,15 +21,16 @@ mod words;
 pub use agentd::backend::fuzzing::{cgroup, container, definition, domain, unit_files};
 pub use http::http;
 pub use requests::{record, requests};
-pub use words::{config, references, units};
+pub use words::{config, patterns, references, units};
 
 /// A function that is thrown at.
 pub type Target = fn(&[u8]);
 
 /// All of them, by their names.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("units", units),
     ("references", references),
+    ("patterns", patterns),
     ("config", config),
     ("requests", requests),
     ("record", record),

@@ -60,6 +60,11 @@ pub fn references(data: &[u8]) {
             assert!(matches!(again, Ok(Target::Full(same)) if same == reference), "{reference} is no target");
         }
     }
+}
+
+/// Patterns, each with a name that it may fit.
+pub fn patterns(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
     let (pattern, name) = text.split_once('\n').unwrap_or((text, text));
     for pattern in [Pattern::parse(pattern), Pattern::parse_name(pattern)].into_iter().flatten() {
         let labels = BTreeMap::from([(name.to_owned(), pattern.as_str().to_owned())]);

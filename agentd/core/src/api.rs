@@ -899,3 +899,49 @@ pub struct ProblemDocument {
     #[serde(flatten)]
     pub numbers: Numbers,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn up(boot: &str, ms: u64) -> Uptime {
+        Uptime { boot: boot.into(), ms }
+    }
+
+    /// Lent at `NOW`, 5 s after the boot `a`, for a minute.
+    fn loan() -> Loan {
+        Loan { operation: "o".into(), fields: vec![Field::Cpus], due_ms: NOW + 60_000, due_up: Some(up("a", 65_000)) }
+    }
+
+    #[test]
+    fn what_is_left_of_a_loan_goes_by_uptime_and_over_a_boot_by_the_time_of_day() {
+        let loan = loan();
+        // 10 s later, whatever the clock was set to meanwhile.
+        for now in [NOW + 10_000, 0, NOW + 86_400_000] {
+            assert_eq!(loan.left_ms(now, Some(&up("a", 15_000))), 50_000);
+        }
+        assert_eq!(loan.left_ms(NOW, Some(&up("a", 65_001))), 0);
+        // Another boot, or one that nobody knows: uptimes can't be compared.
+        for other in [Some(up("b", 15_000)), None] {
+            assert_eq!(loan.left_ms(NOW + 10_000, other.as_ref()), 50_000);
+            assert_eq!(loan.left_ms(NOW + 60_001, other.as_ref()), 0);
+        }
+        let old = Loan { due_up: None, ..loan };
+        assert_eq!(old.left_ms(NOW + 59_000, Some(&up("a", 0))), 1000);
+    }
+
+    #[test]
+    fn a_loan_is_told_as_due_by_the_clock_as_it_is_now_where_that_was_set() {
+        let loan = loan();
+        let told = |now: u64, up: &Uptime| loan.told(now, Some(up)).due_ms;
+        assert_eq!(told(NOW + 10_000, &up("a", 15_000)), loan.due_ms);
+        // Slewed by less than is noticed, and by more, either way.
+        assert_eq!(told(NOW + 11_000, &up("a", 15_000)), loan.due_ms);
+        assert_eq!(told(NOW + 11_001, &up("a", 15_000)), NOW + 61_001);
+        assert_eq!(told(NOW + 8_999, &up("a", 15_000)), NOW + 58_999);
+        assert_eq!(told(NOW + 3_600_000, &up("b", 15_000)), loan.due_ms);
+        assert_eq!(loan.told(NOW, None), Loan { due_up: None, ..loan });
+    }
+}
