@@ -65,11 +65,12 @@ pub fn references(data: &[u8]) {
 /// Patterns, each with a name that it may fit.
 pub fn patterns(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let (pattern, name) = text.split_once('\n').unwrap_or((text, text));
-    for pattern in [Pattern::parse(pattern), Pattern::parse_name(pattern)].into_iter().flatten() {
-        let labels = BTreeMap::from([(name.to_owned(), pattern.as_str().to_owned())]);
-        let _ = pattern.matches(name, &labels);
-    }
+    let (text, name) = text.split_once('\n').unwrap_or((text, text));
+    let pattern = if name.contains('/') { Pattern::parse(text) } else { Pattern::parse_name(text) };
+    let Ok(pattern) = pattern else { return };
+    assert_eq!(pattern.as_str(), text);
+    let labels = BTreeMap::from([(name.to_owned(), text.to_owned())]);
+    let _ = pattern.matches(name, &labels);
 }
 
 /// A config file: valid, or refused with the places of what is wrong.

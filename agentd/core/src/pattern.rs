@@ -11,6 +11,12 @@ use crate::units::quote;
 /// What references begin with, each followed by a `/` and a name.
 const KINDS: [&str; 3] = ["vm", "container", "unit"];
 
+/// The longest glob in bytes: room for a list of names.
+const LONGEST: usize = 4096;
+/// The most opening braces of a glob. Each may stand in another one, and globset panics where the regular expression that it
+/// makes of them is nested deeper than 250.
+const MOST_BRACES: usize = 64;
+
 /// A glob over references in which `*` crosses `/`, or `label:KEY=VALUE`, which only containers have. Keeps the text it was
 /// written as; two patterns are equal where their texts are.
 #[derive(Clone)]
@@ -94,11 +100,19 @@ impl Pattern {
         if text.is_empty() {
             return Err(PatternError::Empty);
         }
+        let refused = |reason: String| PatternError::Glob { text: quote(text), reason };
+        if text.len() > LONGEST {
+            return Err(refused(format!("it has {} bytes, of which {LONGEST} are the most", text.len())));
+        }
+        let braces = text.bytes().filter(|byte| *byte == b'{').count();
+        if braces > MOST_BRACES {
+            return Err(refused(format!("it has {braces} opening braces, of which {MOST_BRACES} are the most")));
+        }
         let glob = GlobBuilder::new(text)
             .literal_separator(false)
             .backslash_escape(true)
             .build()
-            .map_err(|error| PatternError::Glob { text: quote(text), reason: error.kind().to_string() })?;
+            .map_err(|error| refused(error.kind().to_string()))?;
         Ok(Self { source: text.to_owned(), matcher: Matcher::Glob(glob.compile_matcher()) })
     }
 
@@ -206,6 +220,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_or_too_deep_is_refused_and_what_is_almost_is_read() {
+        for (inner, outer) in [("", ""), (",", ""), (",a", "b,"), ("[}]", ",[{]")] {
+            let nested = |depth: usize| {
+                format!("vm/{}a{}", format!("{{{inner}").repeat(depth), format!("{outer}}}").repeat(depth))
+            };
+            let most = if outer.contains('{') { MOST_BRACES / 2 } else { MOST_BRACES };
+            Pattern::parse(&nested(most)).unwrap();
+            let refused = Pattern::parse(&nested(most + 1)).unwrap_err().to_string();
+            assert!(refused.contains("opening braces, of which 64 are the most"), "{refused}");
+        }
+        for part in ["?", "*", "[!a-z]", "[a-z]", "*a", "a", "\u{1f980}", "**/"] {
+            let text = format!("*{}", part.repeat((LONGEST - 1) / part.len()));
+            Pattern::parse(&text).unwrap();
+            assert!(Pattern::parse(&format!("{text}{}", "a".repeat(LONGEST))).is_err());
+        }
+    }
+
+    #[test]
     fn a_name_pattern_needs_no_kind_and_takes_no_label() {
         let pattern = Pattern::parse_name("batch-*.service").unwrap();
         assert!(pattern.matches("batch-1.service", &BTreeMap::new()));
@@ -238,7 +270,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "\\PC*") {
+        fn no_text_panics(text in "\\PC*|[{},a\\[\\]!*?\\\\-]{0,300}") {
             let _ = Pattern::parse(&text).map_err(|error| error.to_string());
         }
     }
