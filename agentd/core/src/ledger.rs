@@ -412,8 +412,33 @@ mod tests {
         let over = Charge { cpus: Cpus::whole(20), memory: ByteCount::mib(20 * 1024) };
         ledger.observe(&instance(0), over, &[]);
         assert!(ledger.check(&instance(0), Charge { cpus: Cpus::whole(19), memory: over.memory }).is_ok());
+        assert!(ledger.check(&instance(0), over).is_ok(), "what stays as it is does not grow");
         let refused = ledger.check(&instance(0), Charge { cpus: Cpus::whole(21), memory: over.memory }).unwrap_err();
         assert_eq!((refused.cap, refused.resource), (Cap::Host, Resource::Cpus));
+        let more = Charge { cpus: over.cpus, memory: ByteCount::mib(20 * 1024 + 1) };
+        let refused = ledger.check(&instance(0), more).unwrap_err();
+        assert_eq!((refused.cap, refused.resource), (Cap::Host, Resource::Memory));
+    }
+
+    #[test]
+    fn other_caps_hold_at_once_over_the_same_charges_and_for_those_that_match_now() {
+        let mut ledger = ledger();
+        let one = Charge { cpus: Cpus::whole(1), memory: ByteCount::mib(512) };
+        let four = Charge { cpus: Cpus::whole(4), ..one };
+        for number in [0, 1] {
+            ledger.observe(&instance(number), one, limits(number));
+        }
+        admit(&mut ledger, &instance(0), four).unwrap();
+        let caps = Caps { host: CAP, limits: vec![LimitCap { cpus: Some(Cpus::whole(4)), memory: None }, LIMIT] };
+        ledger.set_caps(caps.clone(), |instance| if instance.id == "0" { vec![0] } else { vec![1] });
+        assert_eq!(ledger.caps(), &caps);
+        assert_eq!(ledger.committed(), Charge { cpus: Cpus::whole(5), memory: ByteCount::mib(1024) });
+        assert_eq!((ledger.committed_under(0), ledger.committed_under(1)), (four, one));
+        let refused = ledger.check(&instance(0), Charge { cpus: Cpus::whole(5), ..one }).unwrap_err();
+        assert_eq!(refused.cap, Cap::Limit(0));
+        // What was in flight is still.
+        ledger.forget(&instance(0));
+        assert_eq!(ledger.charge(&instance(0)), four);
     }
 
     #[test]
