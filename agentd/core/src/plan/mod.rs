@@ -14,6 +14,7 @@ mod scalar;
 mod settle;
 pub mod states;
 mod steps;
+mod targets;
 #[cfg(test)]
 pub(crate) mod tests;
 mod undo;
@@ -32,16 +33,17 @@ pub use resize::{redefinition, resize};
 pub use settle::{
     Reached, may_be_ours, may_stand_unseen, obeyed, overwritten, reached, same_cpu_time, unchanged_since,
 };
+pub use targets::{Aim, Standing, Targets};
 pub use undo::undo;
 pub use words::describe;
 
 use crate::api::{Hold, HoldKind};
 use crate::config::{Config, Rules};
 use crate::error::{Code, Problem};
-use crate::instance::{Field, Observed, Reading, Ref, State};
+use crate::instance::{Field, Observed, Ref, State};
 use crate::ledger::{Charge, Ledger};
 use crate::operation::Identity;
-use crate::units::{ByteCount, Cpus, Limit, Quantity};
+use crate::units::{ByteCount, Cpus, Limit};
 
 /// What a plan is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -315,124 +317,6 @@ impl Step {
     /// for a guest, or can't be taken back for sure, can't.
     pub fn is_marked(&self) -> bool {
         self.class != UndoClass::Exact || self.settle != Settle::AtOnce
-    }
-}
-
-/// The value of one field before, and the value asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(bound(serialize = "T: Serialize", deserialize = "T: Quantity + Deserialize<'de>"))]
-pub struct Aim<T> {
-    /// Before: of what runs where that is changed, else of what is saved.
-    pub before: Option<Limit<T>>,
-    /// What was saved before.
-    pub saved_before: Option<Limit<T>>,
-    /// Asked for, absolute and in the backend's grain.
-    pub requested: Limit<T>,
-    /// What the next start is to have, where that is another value than what runs is to have: what differed before a
-    /// change differs again after its undo.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub saved_requested: Option<Limit<T>>,
-    /// Whether what runs is to have it.
-    pub live: bool,
-    /// Whether the next start is to have it.
-    pub saved: bool,
-}
-
-impl<T: Copy + PartialEq> Aim<T> {
-    /// What the next start is to have, where it is changed.
-    pub fn to_save(&self) -> Limit<T> {
-        self.saved_requested.unwrap_or(self.requested)
-    }
-
-    /// The value asked for and the value of before, of each side that it changes.
-    pub(crate) fn sides(&self) -> impl Iterator<Item = (Limit<T>, Option<Limit<T>>)> {
-        let live = self.live.then_some((self.requested, self.before));
-        live.into_iter().chain(self.saved.then_some((self.to_save(), self.saved_before)))
-    }
-}
-
-/// What a change aims at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Targets {
-    /// vCPUs or CPU limit.
-    pub cpus: Option<Aim<Cpus>>,
-    /// CPU-time cap of a whole VM.
-    pub cpu_limit: Option<Aim<Cpus>>,
-    /// Memory.
-    pub memory: Option<Aim<ByteCount>>,
-}
-
-/// How what is observed stands to what a change aimed at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// Every field has what was asked for.
-    Asked,
-    /// Every field has what it had before.
-    Before,
-    /// Some have, some haven't.
-    Between,
-}
-
-impl Targets {
-    /// The fields that are aimed at.
-    pub fn fields(&self) -> Vec<Field> {
-        let fields = [
-            self.cpus.map(|_| Field::Cpus),
-            self.cpu_limit.map(|_| Field::CpuLimit),
-            self.memory.map(|_| Field::Memory),
-        ];
-        fields.into_iter().flatten().collect()
-    }
-
-    /// Whether all that was to be changed live is not only accepted but there.
-    pub fn are_observed(&self, observed: &Observed) -> bool {
-        let values = Values {
-            cpus: self.cpus.filter(|aim| aim.live).map(|aim| aim.requested),
-            cpu_limit: self.cpu_limit.filter(|aim| aim.live).map(|aim| aim.requested),
-            memory: self.memory.filter(|aim| aim.live).map(|aim| aim.requested),
-            plugged: None,
-        };
-        values.are_observed(Scope::Live, observed)
-    }
-
-    /// Whether what ran before differed from what was saved.
-    pub fn differed(&self) -> bool {
-        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>) -> bool {
-            aim.is_some_and(|aim| aim.live && aim.saved && aim.before != aim.saved_before)
-        }
-        one(self.cpus) || one(self.cpu_limit) || one(self.memory)
-    }
-
-    /// Whether every value is one of before or the one asked for: nobody else has set any.
-    pub fn are_ours(&self, observed: &Observed) -> bool {
-        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>) -> bool {
-            aim.is_none_or(|aim| {
-                let live = !aim.live || reading.accepted == aim.before || reading.accepted == Some(aim.requested);
-                let saved = reading.persistent;
-                live && (!aim.saved || saved == aim.saved_before || saved == Some(aim.to_save()))
-            })
-        }
-        one(self.cpus, &observed.cpus) && one(self.cpu_limit, &observed.cpu_limit) && one(self.memory, &observed.memory)
-    }
-
-    /// Compares the aims with what is accepted and saved now.
-    pub fn standing(&self, observed: &Observed) -> Standing {
-        fn one<T: Copy + PartialEq>(aim: Option<Aim<T>>, reading: &Reading<T>, asked: &mut bool, before: &mut bool) {
-            let Some(aim) = aim else { return };
-            *asked &= !aim.live || reading.accepted == Some(aim.requested);
-            *asked &= !aim.saved || reading.persistent == Some(aim.to_save());
-            *before &= !aim.live || reading.accepted == aim.before;
-            *before &= !aim.saved || reading.persistent == aim.saved_before;
-        }
-        let (mut asked, mut before) = (true, true);
-        one(self.cpus, &observed.cpus, &mut asked, &mut before);
-        one(self.cpu_limit, &observed.cpu_limit, &mut asked, &mut before);
-        one(self.memory, &observed.memory, &mut asked, &mut before);
-        match (asked, before) {
-            (true, _) => Standing::Asked,
-            (false, true) => Standing::Before,
-            (false, false) => Standing::Between,
-        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Action, HostCapacity, Inputs, Plan, Reached, Scope, Values, caps, charge_of, reached, resize, start, start_charge,
-    stop,
+    Action, HostCapacity, Inputs, Mark, Plan, Reached, Scope, Settle, UndoClass, Values, Verb, caps, charge_of,
+    reached, resize, start, start_charge, stop,
 };
 use crate::api::{Hold, HoldKind, ResizeRequest};
 use crate::config::Config;
@@ -512,4 +512,138 @@ fn a_step_outlasts_what_sets_other_fields_or_the_other_side() {
     ] {
         assert_eq!(step.outlasts(&later), outlasts, "{step:?} before {later:?}");
     }
+}
+
+#[test]
+fn a_refusal_has_the_numbers_of_its_cap_and_of_no_other() {
+    let host = "[capacity]\ncpus = 4\nreserved_cpus = 1.5\nmemory = \"2000MiB\"\nreserved_memory = \"300MiB\"\n";
+    let of_cpus = refused(&vm(), host, serde_json::json!({"cpus": 4}), Code::CapacityExceeded);
+    let numbers = serde_json::to_value(of_cpus.numbers.unwrap()).unwrap();
+    assert_eq!(
+        numbers,
+        serde_json::json!({
+            "resource": "cpus", "allowed": 2.5, "capacity": 4, "reserved": 1.5, "overcommit": 1.0, "committed": 2,
+            "requested": 2, "largest_feasible": 2, "config_key": "capacity.cpu_overcommit",
+        }),
+        "2.5 are free, of which a VM has use for 2"
+    );
+    let of_memory = refused(&vm(), host, serde_json::json!({"memory": "1800M"}), Code::CapacityExceeded);
+    assert_eq!(
+        of_memory.hint.as_deref(),
+        Some("the most vm/web can have now is 1500 MiB (each VM's memory counts with 200 MiB of overhead)")
+    );
+    let numbers = serde_json::to_value(of_memory.numbers.unwrap()).unwrap();
+    let mib = |mib: u64| mib << 20;
+    assert_eq!(
+        numbers,
+        serde_json::json!({
+            "resource": "memory", "allowed": mib(1700), "capacity": mib(2000), "reserved": mib(300), "overcommit": 1.0,
+            "committed": mib(1224), "requested": mib(776), "largest_feasible": mib(1500),
+            "config_key": "capacity.memory_overcommit",
+        })
+    );
+    let limit = "[[limit]]\nmatch = \"*\"\ntotal_cpus = 0.505\ntotal_memory = \"64MiB\"\n";
+    for (body, key) in
+        [(serde_json::json!({"cpus": 1}), "total_cpus"), (serde_json::json!({"memory": "65M"}), "total_memory")]
+    {
+        let problem = refused(&container(), limit, body, Code::CapacityExceeded);
+        assert!(!problem.hint.unwrap().contains("overhead"), "a container has none");
+        let numbers = problem.numbers.unwrap();
+        assert!(
+            numbers.capacity.is_none() && numbers.reserved.is_none() && numbers.overcommit.is_none(),
+            "{numbers:?}"
+        );
+        assert_eq!(numbers.config_key, Some(Config::limit_key(0, key)));
+    }
+}
+
+#[test]
+fn where_nothing_is_free_that_is_said_and_the_least_is_still_something() {
+    for (cap, body, fits) in [
+        ("total_cpus = 0.01\n", serde_json::json!({"cpus": 1}), true),
+        ("total_cpus = 0.009\n", serde_json::json!({"cpus": 1}), false),
+        ("total_memory = \"6MiB\"\n", serde_json::json!({"memory": "65M"}), true),
+        ("total_memory = \"5MiB\"\n", serde_json::json!({"memory": "65M"}), false),
+    ] {
+        let problem = refused(&container(), &format!("[[limit]]\nmatch = \"*\"\n{cap}"), body, Code::CapacityExceeded);
+        assert_eq!(problem.hint.as_deref().unwrap().contains("nothing is free"), !fits, "{cap}: {problem:?}");
+    }
+}
+
+#[test]
+fn who_has_no_limit_of_memory_is_charged_what_it_uses_and_who_has_one_is_charged_that() {
+    let config = Config::parse("test", "").unwrap();
+    let of = |observed: &Observed| charge_of(observed, &config).memory;
+    assert_eq!(of(&container()), MIB(64));
+    let used = Observed { used: Usage::Known(MIB(100)), ..container() };
+    assert_eq!(of(&used), MIB(64), "more than its limit is nothing that it keeps");
+    let mut free = used;
+    free.memory.accepted = Some(Limit::Unlimited);
+    assert_eq!(of(&free), MIB(100), "its limit is on its way out");
+    free.memory.observed = Some(Limit::Unlimited);
+    assert_eq!(of(&free), MIB(100));
+    assert_eq!(of(&Observed { used: Usage::Unknown, ..free }), ByteCount::ZERO);
+}
+
+#[test]
+fn values_hold_parts_of_them_and_what_is_beside() {
+    let (two, four) = (Some(Limit::At(Cpus::whole(2))), Some(Limit::At(Cpus::whole(4))));
+    let (mib, more) = (Some(Limit::At(MIB(1))), Some(Limit::At(MIB(2))));
+    let all = Values { cpus: two, cpu_limit: four, memory: mib, plugged: None };
+    let none = Values::default();
+    for part in
+        [all, none, Values { cpus: two, ..none }, Values { cpu_limit: four, ..none }, Values { memory: mib, ..none }]
+    {
+        assert!(all.include(&part), "{part:?}");
+        assert_eq!(none.include(&part), part == none);
+        assert_eq!(part.beside(&all), none);
+        assert_eq!(part.beside(&none), part);
+    }
+    for other in [Values { cpus: four, ..all }, Values { cpu_limit: two, ..all }, Values { memory: more, ..all }] {
+        assert!(!all.include(&other), "{other:?}");
+        assert_eq!(other.beside(&all).fields().len(), 1);
+    }
+    assert_eq!(all.beside(&Values { cpus: four, cpu_limit: two, memory: more, plugged: None }), all);
+}
+
+#[test]
+fn steps_and_actions_say_what_they_are_about() {
+    let values = Values { cpus: Some(Limit::At(Cpus::whole(2))), ..Values::default() };
+    let set = |scope| Action::Set { scope, values };
+    for (scope, live, saves) in [(Scope::Live, true, false), (Scope::Saved, false, true), (Scope::Both, true, true)] {
+        assert_eq!((set(scope).is_live(), set(scope).saves().is_some()), (live, saves), "{scope:?}");
+    }
+    let saved = Values { cpus: Some(Limit::Unlimited), ..Values::default() };
+    let back = Action::Restore { scope: Scope::Live, values, saved: Some(saved), native: serde_json::Value::Null };
+    assert_eq!(back.saves(), Some(&saved));
+    for action in [Action::Start, Action::Boot { values }] {
+        assert!(action.starts() && !action.is_live() && action.saves().is_none(), "{action:?}");
+    }
+    for action in [set(Scope::Live), Action::Kill, Action::Shutdown, Action::Restart { boot: None }, Action::Pause] {
+        assert!(!action.starts(), "{action:?}");
+    }
+    let [mut step] =
+        plan(&vm(), "", serde_json::json!({"cpus": 3, "apply": "live"})).unwrap().steps.try_into().unwrap();
+    for (class, settle, marked) in [
+        (UndoClass::Exact, Settle::AtOnce, false),
+        (UndoClass::Exact, Settle::Guest, true),
+        (UndoClass::Attempt, Settle::AtOnce, true),
+        (UndoClass::None, Settle::Guest, true),
+    ] {
+        (step.class, step.settle) = (class, settle);
+        assert_eq!(step.is_marked(), marked, "{class:?} {settle:?}");
+    }
+    use Verb::{Prepare, Resize, Restart, Resume, Start, Stop, Suspend, Undo};
+    assert!([Resize, Undo, Prepare].into_iter().all(Verb::resizes));
+    assert!(![Start, Stop, Restart, Suspend, Resume].into_iter().any(Verb::resizes));
+}
+
+#[test]
+fn a_plan_does_nothing_without_a_step_and_a_mark_and_charges_what_is_charged() {
+    let already = plan(&vm(), "", serde_json::json!({"cpus": 2})).unwrap();
+    assert!(already.does_nothing() && !already.restarts());
+    assert_eq!(already.charge, Charge { cpus: Cpus::whole(2), memory: MIB(1024 + 200) });
+    assert!(!Plan { mark: Some(Mark::Lift), ..already.clone() }.does_nothing());
+    let changes = plan(&vm(), "", serde_json::json!({"cpus": 3})).unwrap();
+    assert!(!changes.does_nothing() && !changes.restarts());
 }
