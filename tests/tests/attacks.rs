@@ -97,12 +97,20 @@ fn callers_who_never_end_their_requests_keep_nobody_else_out() -> Result<()> {
             open.push(half_a_request(&agentd, uid)?);
         }
     }
-    assert!(open.len() > OF_ALL_USERS);
     assert_eq!(turned_away(&mut half_a_request(&agentd, FIRST_USER + 100)?)?, Some(503), "what is left is root's");
+    // Who has no place has been told by now; who has one is waited for.
+    let mut has_a_place = Vec::new();
+    for stream in &mut open {
+        stream.set_nonblocking(true)?;
+        has_a_place.push(stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    }
+    assert!(has_a_place[..OF_A_USER].iter().all(|has| *has), "a user's whole share: {has_a_place:?}");
+    assert_eq!(has_a_place.iter().filter(|has| **has).count(), OF_ALL_USERS);
     let list = agentd.ctl(&["list"]);
     assert_eq!(list.code, Some(0), "{}", list.stderr);
     // Each is ended in its own time, and its place is another's.
     for stream in &mut open {
+        stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(LIMIT))?;
         // Who was turned away had not been heard out.
         let ended = stream.read_to_end(&mut Vec::new());
@@ -345,15 +353,21 @@ fn out_of_descriptors_it_serves_again_once_there_are_some() -> Result<()> {
 
 #[test]
 fn root_is_answered_within_a_second_while_another_user_floods() -> Result<()> {
-    let agentd = agentd()?;
+    // One who may ask for all of it.
+    let flooder = nix::unistd::User::from_name("nobody")?.context("there is a nobody")?.uid.as_raw();
+    let vms: Vec<Value> = (0..100).map(|at| json!({"name": format!("vm-{at}"), "cpus": 1, "memory": "64MiB", "max_cpus": 1, "max_memory": "64MiB"})).collect();
+    let config = "[capacity]\ncpus = 200\nmemory = \"64GiB\"\n[[access]]\nuser = \"nobody\"\nallow = [\"read\"]\nmatch = \"*\"\n";
+    let agentd = Agentd::with_config(config).fake(json!({ "instances": vms })).start()?;
+    fs::set_permissions(agentd.socket(), fs::Permissions::from_mode(0o666))?;
     let (over, asked) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
     let times = thread::scope(|scope| -> Result<Vec<Duration>> {
         for _ in 0..OF_A_USER {
             scope.spawn(|| -> Result<()> {
-                become_user(FIRST_USER)?;
+                become_user(flooder)?;
                 while !over.load(Ordering::Relaxed) {
                     let mut stream = agentd.connect()?;
-                    let _ = stream.write_all(&b"GET /v1/instances HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50));
+                    let two = b"GET /v1/instances HTTP/1.1\r\nHost: x\r\n\r\nGET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+                    let _ = stream.write_all(&two.repeat(25));
                     stream.set_read_timeout(Some(Duration::from_millis(100)))?;
                     let mut some = [0; 1 << 16];
                     while let Ok(1..) = stream.read(&mut some) {}

@@ -38,6 +38,13 @@ fn config_files_that_cant_be_trusted_or_understood_are_refused_with_every_fault(
     assert!(check(&file)?.0, "an empty file is every default");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666))?;
     assert!(check(&file)?.1.contains("writable by others"));
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o664))?;
+    assert!(check(&file)?.1.contains("writable by others"), "by a group is by others");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
+    std::os::unix::fs::chown(&file, Some(65534), None)?;
+    let (taken, said) = check(&file)?;
+    assert!(!taken && said.contains("belongs to uid 65534"), "its owner could write it: {said}");
+    std::os::unix::fs::chown(&file, Some(0), None)?;
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
     std::fs::write(&file, "[capacity]\ncpu_overcommit = 0\nvm_overhead = \"1GB\"\ncolour = 3\n")?;
     let (taken, said) = check(&file)?;

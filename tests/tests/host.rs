@@ -131,6 +131,21 @@ fn cpu_max(host: &Host, name: &str) -> Result<String> {
     host.ssh("root", &format!("cat /sys/fs/cgroup/system.slice/docker-{id}.scope/cpu.max"))
 }
 
+/// What the daemon could do that runs: the score above tells what the unit declares.
+fn is_kept_in(host: &Host) -> Result<()> {
+    let inside = "pid=$(systemctl show -p MainPID --value agentd)";
+    let capabilities = host.ssh("root", &format!("{inside}; grep ^Cap /proc/$pid/status | tr -d '0\\t\\n'"))?;
+    ensure!(capabilities == "CapInh:CapPrm:CapEff:CapBnd:CapAmb:", "it has capabilities: {capabilities}");
+    let links =
+        host.ssh("root", &format!("{inside}; nsenter -t $pid -n ls /sys/class/net; nsenter -t $pid -n ip -br addr"))?;
+    ensure!(!links.contains("ens") && !links.contains("10.0."), "it has a network: {links}");
+    for folder in ["/etc", "/usr", "/root", "/var/lib", "/run", "/boot"] {
+        let line = format!("{inside}; nsenter -t $pid -m touch {folder}/of-agentd 2>&1; test ! -e {folder}/of-agentd");
+        ensure!(exit(host, "root", &line)? == 0, "it could write {folder}");
+    }
+    host.ssh("root", &format!("{inside}; nsenter -t $pid -m touch /var/lib/agentd/x && rm /var/lib/agentd/x")).map(drop)
+}
+
 fn who_may_do_what(host: &Host) -> Result<()> {
     host.ssh("root", "groupadd ops")?;
     for (user, groups) in USERS {
@@ -737,6 +752,7 @@ mod on_a_host {
         let exposure = host.ssh("root", "systemd-analyze security --no-pager agentd.service | tail -n 1")?;
         let level = exposure.split_whitespace().find_map(|word| word.parse::<f64>().ok()).context("a level")?;
         ensure!(level <= 1.1, "README says 1.1: {exposure}");
+        is_kept_in(&host).context("what the unit leaves it")?;
         populate(&host)?;
         roomy(&host)?;
         let status = host.ssh("root", "sleep 3; systemctl status --no-pager agentd")?;

@@ -28,8 +28,10 @@ impl Bench {
         let liar = Liar::start(&lab.dir().join("liar.sock"), &docker.socket())?;
         let socket = liar.socket().display();
         let config =
-            format!("[docker]\nsocket = \"{socket}\"\n[capacity]\ncpus = 2\nmemory = \"2GiB\"\nreserved_memory = 0\n");
-        let agentd = Agentd::with_config(&config).start()?;
+            format!("[docker]\nsocket = \"{socket}\"\n[capacity]\ncpus = 4\nmemory = \"2GiB\"\nreserved_memory = 0\n");
+        // Of another engine, which no liar stands before.
+        let vm = json!({"name": "web", "cpus": 1, "memory": "64MiB", "max_cpus": 2, "max_memory": "64MiB"});
+        let agentd = Agentd::with_config(&config).fake(json!({ "instances": [vm] })).start()?;
         let bench = Bench { agentd, liar, cgroup, _docker: docker, _lab: lab };
         bench.is_right(0.5)?;
         Ok(bench)
@@ -53,7 +55,7 @@ impl Bench {
     /// With an honest engine, everything is as it is.
     fn is_right(&self, cpus: f64) -> Result<()> {
         wait_until("the truth to be told again", LIMIT, || {
-            let list = self.agentd.get("/v1/instances")?.json();
+            let list = self.agentd.get("/v1/instances?kind=container")?.json();
             let db = &list["items"][0];
             ensure!(list["unavailable"] == json!([]) && list["total"] == 1 && db["ref"] == "container/db", "{list}");
             ensure!(db["cpus"]["observed"] == cpus && db["holds"] == json!([]), "{list}");
@@ -165,7 +167,16 @@ fn a_docker_that_never_answers_holds_up_nothing_but_itself() -> Result<()> {
     bench.liar.lie("", Lie::Never);
     let reply = bench.agentd.get("/v1/capacity")?;
     ensure!(reply.status == 200, "{}", reply.text());
-    let (status, problem) = bench.resize(1.0)?;
+    // While a change waits for Docker, the other engine's are made.
+    let problem = std::thread::scope(|scope| -> Result<(u16, Value)> {
+        let waits = scope.spawn(|| bench.resize(1.0));
+        for cpus in [2, 1, 2] {
+            let reply = bench.agentd.post("/v1/instances/vm/web/resize", &json!({ "cpus": cpus }))?;
+            ensure!(reply.status == 200 && !waits.is_finished(), "{} {}", reply.status, reply.text());
+        }
+        waits.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
+    })?;
+    let (status, problem) = problem;
     ensure!(
         status >= 500 && problem["detail"].as_str().is_some_and(|detail| detail.contains("docker")),
         "{status} {problem}"

@@ -109,7 +109,8 @@ fn every_panel_of_the_dashboard_has_data_through_the_textfile_collector() -> Res
 #[test]
 fn the_page_counts_what_happened_and_shows_a_caller_no_more_than_it_may_see() -> Result<()> {
     let config = "[libvirt]\n[capacity]\ncpus = 8\nmemory = \"8GiB\"\nreserved_memory = 0\n\
-                  [[access]]\nuser = \"nobody\"\nallow = [\"read\"]\nmatch = \"vm/web\"\n";
+                  [[access]]\nuser = \"nobody\"\nallow = [\"read\"]\nmatch = \"vm/web\"\n\
+                  [[limit]]\nmatch = \"vm/db\"\ntotal_cpus = 4\n[[limit]]\nmatch = \"vm/*\"\ntotal_cpus = 8\n";
     let agentd = Agentd::with_config(config).fake(machines()).start()?;
     ensure!(agentd.ctl(&["resize", "web", "--cpus", "2"]).code == Some(0));
     ensure!(agentd.ctl(&["resize", "web", "--cpus", "2"]).code == Some(0), "it has that already");
@@ -150,6 +151,11 @@ fn the_page_counts_what_happened_and_shows_a_caller_no_more_than_it_may_see() ->
     let page = ask(&["metrics"])?;
     ensure!(page.contains("ref=\"vm/web\"") && !page.contains("vm/db"), "{page}");
     ensure!(page.contains("agentd_instances_up{kind=\"vm\"} 2\n"), "sums are over everything: {page}");
+    ensure!(page.contains("limit=\"vm/*\"") && agentd.get("/metrics")?.text().contains("limit=\"vm/db\""), "{page}");
+    let capacity: Value = serde_json::from_str(&ask(&["capacity", "-o", "json"])?)?;
+    let patterns: Vec<&Value> =
+        capacity["limits"].as_array().into_iter().flatten().map(|limit| &limit["match"]).collect();
+    ensure!(patterns == ["vm/*"], "a limit under which it sees nothing: {capacity}");
     let list: Value = serde_json::from_str(&ask(&["usage", "-o", "json"])?)?;
     let names: Vec<&Value> = list["items"].as_array().into_iter().flatten().map(|item| &item["ref"]).collect();
     ensure!(names == ["vm/web"], "{list}");

@@ -5,8 +5,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use agentd_tests::lab::{Agentd, Docker, Lab, Libvirt};
+use agentd_tests::lab::{Agentd, Docker, Lab, Libvirt, wait_until};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -121,9 +122,17 @@ fn domains_of_any_name_and_text_are_themselves_and_nothing_else() -> Result<()> 
         assert_eq!(speakable, !shown["notes"].to_string().contains("its UUID is its name"), "{shown}");
         is_harmless(&agentd, &["show", "--", &reference])?;
     }
+    // None of them is kept out of what is counted once it runs.
+    let committed = || Ok::<_, anyhow::Error>(agentd.get("/v1/capacity")?.json()["cpus"]["committed"].clone());
+    assert_eq!(committed()?, 0);
+    let unspeakable = format!("00000000-0000-4000-8000-0000000000{:02}", DOMAINS.len());
+    libvirt.virsh(&["start", "--paused", &unspeakable])?;
+    wait_until("it to be charged", Duration::from_secs(60), || Ok((committed()? == 1).then_some(())))?;
+    libvirt.virsh(&["destroy", &unspeakable])?;
     // Each was changed once, and none by the name of another.
     let history = agentd.get("/v1/history")?.json();
-    let changed: Vec<_> = history["items"].as_array().context("a list")?.iter().map(|item| &item["ref"]).collect();
+    let items = history["items"].as_array().context("a list")?.iter().filter(|item| item["verb"] == "resize");
+    let changed: std::collections::BTreeSet<_> = items.map(|item| item["ref"].to_string()).collect();
     assert_eq!(changed.len(), domains().count(), "{history}");
     SHOWN.iter().try_for_each(|args| is_harmless(&agentd, args))
 }

@@ -9,7 +9,7 @@ use agentd_core::api::{
     BackendHealth, Capacity, CapacityOf, Happening, Health, HistoryEntry, HistoryList, Hold, HoldKind, Instance,
     InstanceList, KindUse, LimitUse, OperationView, SizeList, SizeView,
 };
-use agentd_core::config::VmMemory;
+use agentd_core::config::{LimitRule, VmMemory};
 use agentd_core::error::{Code, Problem};
 use agentd_core::instance::{InstanceId, Kind, Observed, Ref, State, Target};
 use agentd_core::operation::{Operation, Outcome, Who};
@@ -148,7 +148,7 @@ impl Engine {
     }
 
     /// The host: what it has, what is promised, what is free. Sums are over everything; names are those that the caller may
-    /// see.
+    /// see, and of limits those under which it sees something.
     pub async fn capacity(&self, peer: &Peer) -> Capacity {
         self.refresh(Duration::ZERO).await;
         let settings = self.settings();
@@ -175,7 +175,16 @@ impl Engine {
             }
         }
         unlimited.sort();
-        let limits = config.limits.iter().enumerate().map(|(place, limit)| {
+        let (access, unlabelled) = (&settings.access, BTreeMap::new());
+        let concerns = |limit: &LimitRule| {
+            let mut all = book.all().map(|known| (known.observed.reference.as_str(), &known.observed.labels));
+            // Whose rule has the limit's own pattern in it need see none of them yet.
+            access.can_see(&peer.caller, limit.pattern.as_str(), &unlabelled)
+                || all.any(|(reference, labels)| {
+                    limit.pattern.matches(reference, labels) && access.can_see(&peer.caller, reference, labels)
+                })
+        };
+        let limits = config.limits.iter().enumerate().filter(|(_, limit)| concerns(limit)).map(|(place, limit)| {
             let committed = ledger.committed_under(place);
             LimitUse {
                 pattern: limit.pattern.to_string(),
