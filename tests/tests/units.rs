@@ -137,6 +137,8 @@ fn a_named_cgroup_is_limited_freed_and_put_back() -> Result<()> {
     let (status, reply) = resize(&agentd, "batch", &json!({"memory": "20MiB"}))?;
     assert_eq!((status, &reply["code"], batch.memory()?), (422, &json!("below-minimum"), Some(64 * MIB)), "{reply}");
 
+    let lent = agentd.ctl(&["resize", "unit/batch", "--cpus", "0.4", "--for", "3s"]);
+    assert_eq!((lent.code, batch.cpus()?), (Some(0), Some(400)), "{lent:?}");
     for verb in ["start", "stop"] {
         let refused = agentd.ctl(&[verb, "unit/batch"]);
         assert_eq!(refused.code, if verb == "start" { Some(0) } else { Some(9) }, "{refused:?}");
@@ -151,6 +153,13 @@ fn a_named_cgroup_is_limited_freed_and_put_back() -> Result<()> {
     for folder in batch.folders() {
         fs::create_dir_all(folder)?;
     }
+    // What was lent to the other one is not taken from this one, and its changes are not taken back here.
+    let undone = agentd.ctl(&["undo", "unit/batch"]);
+    assert_ne!(undone.code, Some(0), "{undone:?}");
+    wait_until("the loan to be over", LIMIT, || {
+        Ok((agentd.get("/v1/instances/unit/batch")?.json()["loans"] == json!([])).then_some(()))
+    })?;
+    assert_eq!((batch.cpus()?, batch.memory()?), (None, None));
     let (status, reply) = resize(&agentd, "batch", &json!({"cpus": 1}))?;
     assert_eq!((status, batch.cpus()?), (200, Some(1000)), "{reply}");
     Ok(())
