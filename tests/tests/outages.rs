@@ -135,6 +135,7 @@ fn a_dockerd_killed_in_the_middle_of_changes_leaves_none_half_done() -> Result<(
                 last_of(&agentd, reference)?
             );
         }
+        ensure!(held * 2 < cgroups.len(), "{held} of {} are held after round {round}: {codes:?}", cgroups.len());
         println!("killed after {after} changes: {codes:?}, {held} held, {:?}", ends(&agentd)?);
     }
     Ok(())
