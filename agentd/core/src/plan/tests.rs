@@ -647,3 +647,110 @@ fn a_plan_does_nothing_without_a_step_and_a_mark_and_charges_what_is_charged() {
     let changes = plan(&vm(), "", serde_json::json!({"cpus": 3})).unwrap();
     assert!(!changes.does_nothing() && !changes.restarts());
 }
+
+#[test]
+fn every_refusal_has_the_numbers_behind_it_and_the_key_that_sets_them() {
+    let mib = |mib: u64| mib << 20;
+    let limit = |key: &str| format!("[[limit]]\nmatch = \"*\"\n{key}\n");
+    let (vm, container) = (vm(), container());
+    let mut held_down = vm.clone();
+    held_down.memory.floor = Some(MIB(900));
+    let mut saved_at_most = vm.clone();
+    saved_at_most.cpus.saved_ceiling = Some(Cpus::whole(3));
+    let table = [
+        (
+            &vm,
+            limit("live = false"),
+            serde_json::json!({"cpus": 3, "apply": "live"}),
+            serde_json::json!({"config_key": "limit.live"}),
+        ),
+        (
+            &container,
+            limit(""),
+            serde_json::json!({"cpus": "none"}),
+            serde_json::json!({"config_key": "limit.unlimited"}),
+        ),
+        (
+            &vm,
+            limit("max_cpus = 3"),
+            serde_json::json!({"cpus": 4}),
+            serde_json::json!({
+                "resource": "cpus", "allowed": 3, "requested": 4, "largest_feasible": 3, "config_key": "[[limit]] 1 max_cpus",
+            }),
+        ),
+        (
+            &vm,
+            "[scaling]\nmax_memory = \"1536MiB\"\n".into(),
+            serde_json::json!({"memory": "2G"}),
+            serde_json::json!({
+                "resource": "memory", "allowed": mib(1536), "requested": mib(2048), "largest_feasible": mib(1536),
+                "config_key": "scaling.max_memory",
+            }),
+        ),
+        (
+            &vm,
+            limit("min_memory = \"600MiB\""),
+            serde_json::json!({"memory": "512M"}),
+            serde_json::json!({
+                "resource": "memory", "requested": mib(512), "smallest_feasible": mib(600),
+                "config_key": "[[limit]] 1 min_memory",
+            }),
+        ),
+        (
+            &vm,
+            limit("shrink = \"never\""),
+            serde_json::json!({"memory": "512M"}),
+            serde_json::json!({"config_key": "limit.shrink"}),
+        ),
+        (
+            &vm,
+            limit("shrink_margin = \"50MiB\""),
+            serde_json::json!({"memory": "320M"}),
+            serde_json::json!({
+                "resource": "memory", "requested": mib(320), "used": mib(300), "smallest_feasible": mib(350),
+                "config_key": "limit.shrink_margin",
+            }),
+        ),
+        (
+            &vm,
+            limit(""),
+            serde_json::json!({"cpus": 5}),
+            serde_json::json!({"resource": "cpus", "requested": 5, "largest_feasible": 4}),
+        ),
+        (
+            &held_down,
+            limit(""),
+            serde_json::json!({"memory": "800M"}),
+            serde_json::json!({"resource": "memory", "requested": mib(800), "smallest_feasible": mib(900)}),
+        ),
+        (
+            &saved_at_most,
+            limit(""),
+            serde_json::json!({"cpus": 4, "apply": "next-boot"}),
+            serde_json::json!({"resource": "cpus", "requested": 4, "largest_feasible": 3}),
+        ),
+    ];
+    for (observed, config, body, numbers) in table {
+        let problem = plan(observed, &config, body.clone()).expect_err(&body.to_string());
+        let told = serde_json::to_value(problem.numbers.as_deref().cloned().unwrap_or_default()).unwrap();
+        assert_eq!(told, numbers, "{body}: {problem:?}");
+    }
+    let unknown = Observed { used: Usage::Unknown, ..vm };
+    let problem = refused(&unknown, "", serde_json::json!({"memory": "512M"}), Code::BelowMinimum);
+    assert_eq!(problem.numbers.unwrap().config_key.as_deref(), Some("limit.shrink"));
+}
+
+#[test]
+fn the_very_bound_is_within_it() {
+    let limit = |key: &str| format!("[[limit]]\nmatch = \"*\"\nshrink = \"always\"\n{key}\n");
+    plan(&vm(), &limit("min_memory = \"512MiB\""), serde_json::json!({"memory": "512M"})).unwrap();
+    plan(&vm(), &limit("max_cpus = 3"), serde_json::json!({"cpus": 3})).unwrap();
+    plan(&vm(), "", serde_json::json!({"cpus": 4, "memory": "2G"})).unwrap();
+    let mut held_down = vm();
+    held_down.memory.floor = Some(MIB(900));
+    plan(&held_down, &limit(""), serde_json::json!({"memory": "900M"})).unwrap();
+    // What is out already and stays where it is moves no further.
+    plan(&vm(), &limit("min_memory = \"1500MiB\"\nmax_cpus = 1"), serde_json::json!({"memory": "1G", "cpus": 2}))
+        .unwrap();
+    refused(&vm(), &limit("min_memory = \"1500MiB\""), serde_json::json!({"memory": "1000M"}), Code::BelowMinimum);
+}
