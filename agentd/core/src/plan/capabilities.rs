@@ -179,4 +179,53 @@ mod tests {
         let swarm = Observed { unchangeable: Some("swarm manages it".into()), ..container() };
         assert!(of(&swarm, "").memory.live.why.unwrap().contains("swarm"));
     }
+    #[test]
+    fn what_bounds_it_is_named_by_who_sets_it() {
+        let why = |possible: &Possible| possible.why.clone().unwrap_or_default();
+        let mut db = container();
+        db.cpus.ceiling = Some(Cpus::whole(6));
+        db.cpus.saved_ceiling = Some(Cpus::whole(7));
+        let can = of(&db, "");
+        assert_eq!((range(&can.cpus.live).1, why(&can.cpus.live)), (6, "the host".to_owned()));
+        assert_eq!((range(&can.cpus.restart).1, why(&can.cpus.restart)), (7, "the host".to_owned()));
+        // A floor below what is the least anyway is none.
+        let mut web = vm();
+        (web.cpus.least, web.cpus.floor) = (Cpus::whole(2), Some(Cpus::whole(1)));
+        assert_eq!(range(&of(&web, "").cpus.live), (2, 4));
+        (web.cpus.least, web.cpus.floor) = (Cpus::whole(1), Some(Cpus::whole(2)));
+        assert_eq!(range(&of(&web, "").cpus.live), (2, 4));
+    }
+
+    #[test]
+    fn what_one_call_sets_on_both_sides_can_be_changed_on_neither_or_on_both() {
+        let cant = || Ability::No(Code::InvalidState, "somebody holds it".into());
+        for saved in [Saved::Together, Saved::OnRequest] {
+            let mut db = Observed { saved, ..container() };
+            assert!(of(&db, "").memory.restart.possible, "{saved:?}");
+            db.memory.live = cant();
+            assert_eq!(of(&db, "").memory.restart.why.as_deref(), Some("somebody holds it"), "{saved:?}");
+        }
+        let mut web = vm();
+        web.memory.live = cant();
+        assert!(of(&web, "").memory.restart.possible);
+        web.memory.persistent = None;
+        assert_eq!(of(&web, "").memory.restart.why.as_deref(), Some("somebody holds it"));
+    }
+
+    #[test]
+    fn a_limit_can_be_taken_away_where_there_is_none_or_the_config_says_so() {
+        let allowed = "[[limit]]\nmatch = \"*\"\nunlimited = true\n";
+        let mut db = container();
+        assert!(!of(&db, "").cpus.unlimited.possible && of(&db, allowed).cpus.unlimited.possible);
+        db.cpus.accepted = Some(Limit::Unlimited);
+        assert!(of(&db, "").cpus.unlimited.possible);
+        db.cpus.unlimit = Ability::OneWay("Docker drops later limits".into());
+        assert_eq!(of(&db, "").cpus.unlimited.why.as_deref(), Some("Docker drops later limits"));
+        db.cpus.unlimit = Ability::No(Code::Unsupported, "Docker keeps it".into());
+        assert_eq!(of(&db, allowed).cpus.unlimited.why.as_deref(), Some("Docker keeps it"));
+        // What a VM may have of CPU time is no number of vCPUs.
+        let mut web = vm();
+        web.cpu_limit.accepted = Some(Limit::At(Cpus::whole(1)));
+        assert!(of(&web, "").cpu_limit.unlimited.possible && !of(&web, allowed).cpus.unlimited.possible);
+    }
 }

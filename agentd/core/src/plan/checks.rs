@@ -352,3 +352,102 @@ fn ceiling<T: Scalar>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::error::Code;
+    use crate::instance::{Ability, Observed, Saved, State, Usage};
+    use crate::plan::tests::{MIB, container, plan, vm};
+    use crate::units::{Cpus, Limit};
+
+    fn cant() -> Ability {
+        Ability::No(Code::InvalidState, "somebody holds it".into())
+    }
+
+    #[test]
+    fn what_cant_be_changed_is_refused_on_the_side_that_is_asked_for() {
+        let told = |observed: &Observed, body| plan(observed, "", body).map_err(|problem| problem.detail);
+        let mut web = vm();
+        (web.memory.live, web.cpu_limit.live) = (cant(), cant());
+        for body in [json!({"memory": "1536M"}), json!({"cpu_limit": 1})] {
+            let why = told(&web, body).unwrap_err();
+            assert!(why.ends_with("can't be changed while it is up: somebody holds it"), "{why}");
+        }
+        // Its saved definition is another thing; where there is none of it, there is nothing to change.
+        let next = || json!({"memory": "1536M", "apply": "next-boot"});
+        assert!(told(&web, next()).is_ok() && told(&web, json!({"cpus": 3})).is_ok());
+        (web.memory.persistent, web.memory.accepted) = (None, None);
+        assert!(told(&web, next()).unwrap_err().ends_with("can't be changed: somebody holds it"));
+        // One call changes both sides of these, also of one that is down.
+        for saved in [Saved::Together, Saved::OnRequest] {
+            let mut db = Observed { state: State::Stopped, boot: None, saved, ..container() };
+            let more = || json!({"memory": "128M"});
+            assert!(told(&db, more()).is_ok(), "{saved:?}");
+            db.memory.live = cant();
+            assert!(told(&db, more()).unwrap_err().ends_with("can't be changed: somebody holds it"), "{saved:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_cant_be_taken_away_stays_on_either_side() {
+        let unlimited = "[[limit]]\nmatch = \"*\"\nunlimited = true\n";
+        let mut web = vm();
+        web.cpu_limit.accepted = Some(Limit::At(Cpus::whole(1)));
+        web.cpu_limit.persistent = web.cpu_limit.accepted;
+        for apply in ["live", "next-boot"] {
+            let none = || json!({"cpu_limit": "none", "apply": apply});
+            assert!(plan(&web, "", none()).is_ok(), "{apply}");
+            let mut kept = web.clone();
+            kept.cpu_limit.unlimit = cant();
+            let refused = plan(&kept, unlimited, none()).unwrap_err();
+            assert_eq!(refused.detail, "cpu_limit of vm/web can't be without a limit: somebody holds it");
+        }
+    }
+
+    /// A VM that has the first of each now, and the second saved for its next start.
+    fn restarted(cpus: (u32, u32), memory: (u32, u32)) -> Observed {
+        let mut web = vm();
+        web.used = Usage::Known(MIB(100));
+        (web.cpus.accepted, web.cpus.persistent) = (Some(whole(cpus.0)), Some(whole(cpus.1)));
+        (web.memory.accepted, web.memory.persistent) = (Some(Limit::At(MIB(memory.0))), Some(Limit::At(MIB(memory.1))));
+        (web.cpus.observed, web.memory.observed) = (web.cpus.accepted, web.memory.accepted);
+        (web.demand.cpus, web.demand.memory) = (web.cpus.persistent, web.memory.persistent);
+        web
+    }
+
+    fn whole(cpus: u32) -> Limit<Cpus> {
+        Limit::At(Cpus::whole(cpus))
+    }
+
+    #[test]
+    fn a_restart_is_admitted_with_all_that_it_starts_with_and_grows_by() {
+        // Each by `live = false`, so that it takes a restart; the caps leave 3 CPUs, and 1536 MiB beside the overhead.
+        let full = "[capacity]\ncpus = 3\nmemory = \"1736MiB\"\nreserved_memory = 0\n[scaling]\nmax_cpus = 8\nmax_memory = \"8GiB\"\n\
+            [[limit]]\nmatch = \"*\"\nlive = false\n";
+        let (cpus, memory) = (|n: u32| json!({"cpus": n}), |mib: u32| json!({"memory": u64::from(mib) << 20}));
+        for (observed, body, fits) in [
+            (restarted((2, 2), (1024, 1024)), cpus(3), true),
+            (restarted((2, 2), (1024, 1024)), cpus(4), false),
+            (restarted((2, 2), (1024, 1024)), memory(1536), true),
+            (restarted((2, 2), (1024, 1024)), memory(1537), false),
+            // What nobody asks for now and is saved already comes with it.
+            (restarted((2, 3), (1024, 1024)), memory(1100), true),
+            (restarted((2, 4), (1024, 1024)), memory(1100), false),
+            (restarted((2, 2), (1024, 1536)), cpus(1), true),
+            (restarted((2, 2), (1024, 1537)), cpus(1), false),
+            // What was past the caps already and does not grow.
+            (restarted((4, 4), (1024, 1024)), memory(1100), true),
+            (restarted((2, 2), (1800, 1800)), cpus(1), true),
+            (restarted((2, 2), (1800, 1800)), memory(1700), true),
+            (restarted((4, 3), (1024, 1024)), memory(1100), true),
+        ] {
+            let mut body = body;
+            body["restart"] = "if-needed".into();
+            let planned = plan(&observed, full, body.clone());
+            let code = planned.as_ref().err().map(|problem| problem.code);
+            assert_eq!(code, (!fits).then_some(Code::CapacityExceeded), "{body} {observed:?}: {planned:?}");
+        }
+    }
+}
