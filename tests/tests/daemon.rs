@@ -146,7 +146,7 @@ fn callers_are_held_to_their_rules() -> Result<()> {
         agentd.socket().parent().unwrap_or(Path::new("/")),
         std::fs::Permissions::from_mode(0o755),
     )?;
-    let ask = |method: &str, path: &str, body: &str| -> Result<(String, String)> {
+    let say = |method: &str, path: &str, body: &str| -> Result<(String, serde_json::Value)> {
         let mut curl = Command::new("curl");
         curl.args(["-s", "-o", "-", "-w", "\n%{http_code}", "-X", method, "--unix-socket"]).arg(agentd.socket());
         curl.args(["-H", "Content-Type: application/json"]).arg(format!("http://agentd{path}"));
@@ -156,11 +156,11 @@ fn callers_are_held_to_their_rules() -> Result<()> {
         let output = curl.uid(NOBODY).gid(NOBODY).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let (body, status) = text.rsplit_once('\n').unwrap_or(("", &text));
-        let code = serde_json::from_str::<serde_json::Value>(body).unwrap_or_default()["code"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        Ok((status.to_owned(), code))
+        Ok((status.to_owned(), serde_json::from_str(body).unwrap_or_default()))
+    };
+    let ask = |method: &str, path: &str, body: &str| -> Result<(String, String)> {
+        let (status, body) = say(method, path, body)?;
+        Ok((status, body["code"].as_str().unwrap_or_default().to_owned()))
     };
     for path in ["/v1/instances", "/v1/instances/vm/web", "/v1/instances/vm/nix", "/v1/health", "/v1/capacity"] {
         assert_eq!(ask("GET", path, "")?, ("403".into(), "forbidden".into()), "{path}");
@@ -174,6 +174,21 @@ fn callers_are_held_to_their_rules() -> Result<()> {
     assert_eq!(ask("POST", "/v1/instances/vm/ci-1/resize", r#"{"cpus":2}"#)?, resize);
     assert_eq!(ask("POST", "/v1/instances/vm/web/resize", r#"{"cpus":1}"#)?, ("404".into(), "not-found".into()));
     assert_eq!(ask("POST", "/v1/instances/vm/ci-1/stop", "")?.0, "200");
-    assert_eq!(ask("GET", "/v1/operations", "")?.0, "200");
+    // Of what others did it sees what they did to what it may see, and not where it was; the rest is not there.
+    let by_root = |name: &str| -> Result<String> {
+        let reply =
+            agentd.post(&format!("/v1/instances/vm/{name}/resize"), &serde_json::json!({ "memory": "+256MiB" }))?;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        Ok(reply.json()["id"].as_str().unwrap_or_default().to_owned())
+    };
+    let (seen, hidden) = (by_root("ci-1")?, by_root("web")?);
+    assert_eq!(ask("GET", &format!("/v1/operations/{seen}"), "")?.0, "200");
+    assert_eq!(ask("GET", &format!("/v1/operations/{hidden}"), "")?, ("404".into(), "not-found".into()));
+    let told = say("GET", "/v1/operations", "")?.1;
+    let of: Vec<_> = told["items"].as_array().into_iter().flatten().map(|item| item["ref"].to_string()).collect();
+    assert_eq!(of, ["\"vm/ci-1\"", "\"vm/ci-1\""], "{told}");
+    assert!(!told.to_string().contains(&hidden) && !told.to_string().contains("web"), "{told}");
+    let none = say("GET", "/v1/operations?ref=vm/web", "")?;
+    assert!(none.0 == "404" || none.1["items"] == serde_json::json!([]), "{none:?}");
     Ok(())
 }

@@ -277,12 +277,12 @@ fn recorded(agentd: &Agentd, operation: &Value) -> Result<Value> {
     Ok(agentd.get(&format!("/v1/operations/{id}"))?.json())
 }
 
-/// A guest whose QEMU answers nothing, until this is dropped.
+/// A process that answers nothing, until this is dropped.
 struct Stopped(Pid);
 
 impl Stopped {
-    fn new(guest: &Guest) -> Result<Self> {
-        let pid = Pid::from_raw(guest.qemu_pid()?);
+    fn new(pid: i32) -> Result<Self> {
+        let pid = Pid::from_raw(pid);
         kill(pid, Signal::SIGSTOP)?;
         Ok(Self(pid))
     }
@@ -321,7 +321,7 @@ fn a_qemu_that_hangs_holds_up_its_own_vm_only_until_the_truth_is_seen() -> Resul
         Ok((reply.status, reply.json()))
     };
     assert_eq!(code(&agentd.ctl(&["show", "vm/hung"])), 0);
-    let stopped = Stopped::new(&hung)?;
+    let stopped = Stopped::new(hung.qemu_pid()?)?;
     let (status, problem) = std::thread::scope(|scope| -> Result<_> {
         let hanging = scope.spawn(|| resize("hung", 2));
         wait_until("the change on record", LIMIT, || {
@@ -365,6 +365,43 @@ fn a_qemu_that_hangs_holds_up_its_own_vm_only_until_the_truth_is_seen() -> Resul
 }
 
 #[test]
+fn a_libvirtd_that_hangs_holds_up_nothing_but_its_vms() -> Result<()> {
+    let lab = Lab::new()?;
+    let libvirt = Libvirt::start(&lab)?;
+    let docker = Docker::start(&lab)?;
+    docker.run("db", &["--cpus", "0.5", "-m", "64m"])?;
+    let guest = Domain::new("web").vcpus(1, 4).define_and_start(&libvirt)?;
+    let config = format!("{}[docker]\nsocket = \"{}\"\n", config(&libvirt), docker.socket().display());
+    let agentd = Agentd::with_config(&config).inside(&lab).start()?;
+    let resize = |reference: &str, cpus: f64| -> Result<(u16, Value)> {
+        let reply = agentd.post(&format!("/v1/instances/{reference}/resize"), &json!({ "cpus": cpus }))?;
+        Ok((reply.status, reply.json()))
+    };
+    assert_eq!(resize("vm/web", 2.0)?.0, 200);
+    let stopped = Stopped::new(libvirt.pid().context("libvirtd")?)?;
+    let (status, problem) = std::thread::scope(|scope| -> Result<_> {
+        let waits = scope.spawn(|| resize("vm/web", 3.0));
+        for cpus in [1.0, 0.5, 1.0] {
+            assert_eq!(resize("container/db", cpus)?.0, 200);
+            assert_eq!(agentd.get("/v1/capacity")?.status, 200);
+            assert!(!waits.is_finished(), "the change waits for libvirtd all the while");
+        }
+        waits.join().expect("a request")
+    })?;
+    assert!(matches!(status, 503 | 504) && problem["detail"].to_string().contains("libvirt"), "{status} {problem}");
+    let listed = agentd.get("/v1/instances")?.json();
+    assert!(listed["unavailable"].to_string().contains("vm"), "it is said to be away: {listed}");
+    let charged = agentd.get("/v1/capacity")?.json()["cpus"]["committed"].as_u64();
+    assert!(charged >= Some(3), "its VM stays charged: {charged:?}");
+    drop(stopped);
+
+    wait_until("VMs to be served again", LIMIT, || Ok((resize("vm/web", 4.0)?.0 == 200).then_some(())))?;
+    assert_eq!(vcpu_threads(guest.qemu_pid()?)?.len(), 4);
+    assert_eq!(agentd.get("/v1/instances")?.json()["unavailable"], json!([]));
+    Ok(())
+}
+
+#[test]
 fn a_daemon_killed_while_a_qemu_hangs_takes_the_change_up_again_and_ends_it_whole() -> Result<()> {
     let lab = Lab::new()?;
     let libvirt = Libvirt::start(&lab)?;
@@ -376,7 +413,7 @@ fn a_daemon_killed_while_a_qemu_hangs_takes_the_change_up_again_and_ends_it_whol
     // first, and hangs.
     for (given_up, body) in [(false, json!({"cpus": "+1"})), (true, json!({"cpus": "+1", "memory": "450MiB"}))] {
         let first = show(&agentd, "hung")?;
-        let stopped = Stopped::new(&guest)?;
+        let stopped = Stopped::new(guest.qemu_pid()?)?;
         let headers = [("Content-Type", "application/json"), ("Prefer", "wait=0")];
         let path = "/v1/instances/vm/hung/resize";
         let reply = agentd.http("POST", path, &headers, body.to_string().as_bytes())?;

@@ -70,3 +70,33 @@ async fn read(body: Body) -> Result<Vec<u8>, Problem> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_of_64_kib_is_read_and_one_byte_more_is_too_large() {
+        assert_eq!(read(Body::from(vec![b' '; 64 * 1024])).await.unwrap().len(), 64 * 1024);
+        let refused = read(Body::from(vec![b' '; 64 * 1024 + 1])).await.unwrap_err();
+        assert_eq!((refused.code, refused.detail.as_str()), (Code::BodyTooLarge, "the body is longer than 64 KiB"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_five_seconds_however_busily_it_arrives() {
+        let drops = |pause: u64| {
+            let drops = futures_util::stream::unfold((), move |()| async move {
+                sleep(Duration::from_millis(pause)).await;
+                Some((Ok::<_, std::io::Error>(" "), ()))
+            });
+            Body::from_stream(drops)
+        };
+        for pause in [10, 1000, 60_000] {
+            let begun = Instant::now();
+            let refused = read(drops(pause)).await.unwrap_err();
+            assert_eq!((refused.code, begun.elapsed().as_secs()), (Code::RequestTimeout, 5), "{refused}");
+        }
+    }
+}
