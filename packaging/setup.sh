@@ -15,8 +15,7 @@ host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
 contract="python3 python3-venv"
 # libFuzzer is C++.
 fuzz="g++"
-# Of the coverage of a compiler with a newer LLVM, these read what has been needed so far.
-coverage="llvm-19 python3"
+coverage="python3"
 # A peer to measure beside.
 bench="lxd lxd-client"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common

@@ -10,7 +10,9 @@ shift
 least=${LINES:-90}
 whole='/(ledger|recovery)\.rs$'
 toolchain=${COVERAGE_TOOLCHAIN:-nightly}
-llvm=19
+# What the compiler writes only its own LLVM's tools read for certain.
+rustup component add --toolchain "$toolchain" llvm-tools
+tools=$(rustc "+$toolchain" --print target-libdir)/../bin
 
 export CARGO_TARGET_DIR=$folder/target RUSTFLAGS="-C instrument-coverage -Z coverage-options=branch"
 export LLVM_PROFILE_FILE=$folder/profiles/%4m.profraw
@@ -32,12 +34,12 @@ else
   cargo "+$toolchain" test "${options[@]}" --test '*' -- --test-threads=1 --skip on_a_host::
 fi
 
-"llvm-profdata-$llvm" merge --sparse "$folder"/profiles/*.profraw -o "$folder/all.profdata"
+"$tools/llvm-profdata" merge --sparse "$folder"/profiles/*.profraw -o "$folder/all.profdata"
 objects=()
 for program in "${programs[@]:1}"; do objects+=(-object "$program"); done
-"llvm-cov-$llvm" export "${programs[0]}" "${objects[@]}" --instr-profile="$folder/all.profdata" --summary-only \
+"$tools/llvm-cov" export "${programs[0]}" "${objects[@]}" --instr-profile="$folder/all.profdata" --summary-only \
   --ignore-filename-regex='(/tests\.rs|/tests?/|/testing\.rs|/rustc/|/registry/|/fuzz/|/fuzzing\.rs)' >"$folder/summary.json"
-"llvm-cov-$llvm" show "${programs[0]}" "${objects[@]}" --instr-profile="$folder/all.profdata" --show-branches=count \
+"$tools/llvm-cov" show "${programs[0]}" "${objects[@]}" --instr-profile="$folder/all.profdata" --show-branches=count \
   --ignore-filename-regex='(/tests\.rs|/tests?/|/testing\.rs|/rustc/|/registry/|/fuzz/|/fuzzing\.rs)' >"$folder/lines.txt"
 python3 - "$folder/summary.json" "$least" "$whole" <<'TABLE'
 import json, os, re, sys

@@ -1,7 +1,7 @@
 //! From a config file to what is in force: the file's own rights checked, its text parsed, its users and groups looked up,
 //! the host measured where the config says `auto`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use agentd_core::access::{AccessTable, ResolvedPrincipal, ResolvedRule};
 use agentd_core::config::{Config, Fault, Principal};
 use agentd_core::plan::HostCapacity;
 use agentd_core::units::{ByteCount, Cpus};
+use nix::libc::S_ISVTX;
 use nix::unistd::{Group, User, geteuid};
 
 use crate::engine::Settings;
@@ -42,18 +43,30 @@ pub fn read(path: &Path) -> Result<Config, SettingsError> {
     if !metadata.is_file() {
         return Err(file_error("is not a regular file".into()));
     }
-    let own = geteuid().as_raw();
-    if metadata.uid() != 0 && metadata.uid() != own {
-        let why = format!("belongs to uid {}; it must belong to root or to agentd's own uid {own}", metadata.uid());
-        return Err(file_error(why));
-    }
-    if metadata.mode() & 0o022 != 0 {
-        let mode = metadata.mode() & 0o7777;
-        return Err(file_error(format!("is writable by others (mode {mode:04o}); `chmod go-w` it")));
+    is_ours(&metadata).map_err(&file_error)?;
+    // Who may write to its folder may put another one of root's files in its place; not where only owners may (/tmp).
+    let folder = path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default();
+    let of_folder =
+        folder.metadata().map_err(|error| file_error(format!("has a folder that can't be looked at: {error}")))?;
+    if of_folder.mode() & S_ISVTX == 0 {
+        is_ours(&of_folder).map_err(|why| SettingsError::File { path: folder, why })?;
     }
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(|error| file_error(format!("can't be read: {error}")))?;
     Config::parse(&path.display().to_string(), &text).map_err(SettingsError::Faults)
+}
+
+/// Whether nobody but root and agentd itself can write to a file or a folder; why not.
+fn is_ours(metadata: &Metadata) -> Result<(), String> {
+    let (owner, own) = (metadata.uid(), geteuid().as_raw());
+    if owner != 0 && owner != own {
+        return Err(format!("belongs to uid {owner}; it must belong to root or to agentd's own uid {own}"));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        let mode = metadata.mode() & 0o7777;
+        return Err(format!("is writable by others (mode {mode:04o}); `chmod go-w` it"));
+    }
+    Ok(())
 }
 
 /// Makes what is in force of a config.

@@ -46,6 +46,19 @@ fn config_files_that_cant_be_trusted_or_understood_are_refused_with_every_fault(
     assert!(!taken && said.contains("belongs to uid 65534"), "its owner could write it: {said}");
     std::os::unix::fs::chown(&file, Some(0), None)?;
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
+    // Who may write to its folder could put another file there; in a folder like /tmp only its owner could.
+    let of_folder = |mode: u32| std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode));
+    for mode in [0o777, 0o775] {
+        of_folder(mode)?;
+        let (taken, said) = check(&file)?;
+        assert!(!taken && said.contains(&format!("{}: is writable by others", folder.path().display())), "{said}");
+    }
+    of_folder(0o1777)?;
+    assert!(check(&file)?.0);
+    of_folder(0o755)?;
+    std::os::unix::fs::chown(folder.path(), Some(65534), None)?;
+    assert!(check(&file)?.1.contains("belongs to uid 65534"));
+    std::os::unix::fs::chown(folder.path(), Some(0), None)?;
     std::fs::write(&file, "[capacity]\ncpu_overcommit = 0\nvm_overhead = \"1GB\"\ncolour = 3\n")?;
     let (taken, said) = check(&file)?;
     assert!(!taken);
@@ -179,7 +192,7 @@ fn callers_are_held_to_their_rules() -> Result<()> {
         let reply =
             agentd.post(&format!("/v1/instances/vm/{name}/resize"), &serde_json::json!({ "memory": "+256MiB" }))?;
         assert_eq!(reply.status, 200, "{}", reply.text());
-        Ok(reply.json()["id"].as_str().unwrap_or_default().to_owned())
+        Ok(reply.json()["operation"].as_str().unwrap_or_default().to_owned())
     };
     let (seen, hidden) = (by_root("ci-1")?, by_root("web")?);
     assert_eq!(ask("GET", &format!("/v1/operations/{seen}"), "")?.0, "200");

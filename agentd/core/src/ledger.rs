@@ -10,7 +10,7 @@
 //! Growth is charged in full by [`Ledger::reserve`] before its first step; shrinkage is credited only when an observation
 //! shows it. All of it is synchronous and cheap, so that the owner can hold a plain lock around it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +117,7 @@ pub struct Refused {
     pub largest: Charge,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 struct Entry {
     settled: Charge,
     in_flight: Option<Charge>,
@@ -165,23 +165,21 @@ impl Ledger {
     /// Charges what [`Ledger::check`] let pass, or what passes without a check: a limit for what had none. The charge is
     /// the larger of `wanted` and what is settled. Whoever checks and reserves holds the ledger's lock over both.
     pub fn reserve(&mut self, instance: &InstanceId, wanted: Charge) {
-        if let Some(entry) = self.entries.get(instance) {
-            let in_flight = Some(entry.in_flight.map_or(wanted, |now| now.max(wanted)));
-            self.put(instance, Entry { in_flight, ..entry.clone() });
-        }
+        let entry = self.entries.get(instance).cloned().unwrap_or_default();
+        let in_flight = Some(entry.in_flight.map_or(wanted, |now| now.max(wanted)));
+        self.put(instance, Entry { in_flight, ..entry });
     }
 
     /// Admits or refuses that an instance be charged `wanted`, charging nothing. Only a dimension that grows is held
-    /// against the caps, so a host over its caps still lets everything shrink.
+    /// against the caps, so a host over its caps still lets everything shrink. What was never observed has nothing, and the
+    /// host's cap only: which limits it falls under nobody has told.
     pub fn check(&self, instance: &InstanceId, wanted: Charge) -> Result<(), Refused> {
-        let Some(entry) = self.entries.get(instance) else {
-            // The owner observes before it admits; an instance that was never observed has no limits to be held to.
-            debug_assert!(false, "admission of an instance that was never observed");
-            return Ok(());
+        let (now, limits) = match self.entries.get(instance) {
+            Some(entry) => (entry.charge(), entry.limits.as_slice()),
+            None => (Charge::ZERO, [].as_slice()),
         };
-        let now = entry.charge();
         let host = (Cap::Host, Some(self.caps.host.cpus), Some(self.caps.host.memory), self.host);
-        let limits = entry.limits.iter().filter_map(|&place| {
+        let limits = limits.iter().filter_map(|&place| {
             let cap = self.caps.limits.get(place)?;
             Some((Cap::Limit(place), cap.cpus, cap.memory, *self.limits.get(place)?))
         });
@@ -219,9 +217,10 @@ impl Ledger {
 
     /// Drops an instance that is gone. One with a growth in flight stays: its outcome isn't known yet.
     pub fn forget(&mut self, instance: &InstanceId) {
-        if self.entries.get(instance).is_some_and(|entry| entry.in_flight.is_none())
-            && let Some(old) = self.entries.remove(instance)
+        if let btree_map::Entry::Occupied(entry) = self.entries.entry(instance.clone())
+            && entry.get().in_flight.is_none()
         {
+            let old = entry.remove();
             self.add(&old.limits, old.charge(), Charge::ZERO);
         }
     }
@@ -327,8 +326,8 @@ mod tests {
                     Event::Release(n, c) => ledger.release(&instance(n), c),
                     Event::Forget(n) => ledger.forget(&instance(n)),
                     Event::Admit(n, wanted) => {
-                        let known = ledger.entries.contains_key(&instance(n));
-                        if !known { continue }
+                        // The owner observes before it admits; without that, the host's cap holds all the same.
+                        let known = ledger.entries.get(&instance(n)).is_some_and(|entry| entry.limits == limits(n));
                         let before = ledger.charge(&instance(n));
                         let admitted = admit(&mut ledger, &instance(n), wanted).is_ok();
                         let after = ledger.charge(&instance(n));
@@ -336,7 +335,7 @@ mod tests {
                             prop_assert_eq!(after, before.max(wanted));
                             if after.cpus > before.cpus { prop_assert!(ledger.committed().cpus <= CAP.cpus); }
                             if after.memory > before.memory { prop_assert!(ledger.committed().memory <= CAP.memory); }
-                            if n % 2 == 1 && after.cpus > before.cpus {
+                            if known && n % 2 == 1 && after.cpus > before.cpus {
                                 prop_assert!(Some(ledger.committed_under(0).cpus) <= LIMIT.cpus);
                             }
                         } else {
@@ -439,6 +438,26 @@ mod tests {
         // What was in flight is still.
         ledger.forget(&instance(0));
         assert_eq!(ledger.charge(&instance(0)), four);
+    }
+
+    #[test]
+    fn what_was_never_observed_is_held_to_the_hosts_cap_and_is_charged() {
+        let mut ledger = ledger();
+        let more = Charge { cpus: Cpus::whole(17), memory: ByteCount::mib(1) };
+        assert_eq!(ledger.check(&instance(1), more).unwrap_err().largest.cpus, CAP.cpus);
+        admit(&mut ledger, &instance(1), CAP).unwrap();
+        assert_eq!(ledger.committed(), CAP);
+        ledger.release(&instance(0), CAP);
+        assert_eq!(ledger.committed(), CAP, "what is not there is not released");
+    }
+
+    #[test]
+    fn a_limit_that_the_caps_dont_have_counts_and_binds_nothing() {
+        let mut ledger = ledger();
+        ledger.observe(&instance(0), Charge { cpus: Cpus::whole(1), memory: ByteCount::mib(1) }, &[0, 7]);
+        admit(&mut ledger, &instance(0), Charge { cpus: Cpus::whole(5), memory: ByteCount::mib(1) }).unwrap();
+        assert_eq!(ledger.committed_under(0).cpus, Cpus::whole(5));
+        assert_eq!(ledger.committed_under(7), Charge::ZERO);
     }
 
     #[test]
