@@ -3,6 +3,7 @@
 
 mod followed;
 mod lifecycle;
+mod recovery;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
