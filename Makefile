@@ -86,7 +86,7 @@ asan: ## The unit tests, unsafe code and all, under AddressSanitizer, on a night
 		--target $(shell rustc -vV | sed -n 's/^host: //p')
 
 coverage: ## The lines and branches that the tests run, on a nightly compiler: an hour
-	packaging/setup.sh test coverage
+	packaging/setup.sh test
 	tests/coverage.sh $(abspath $(TARGET))/coverage
 
 # A mutant is one change to the code; each is built and tested, and one that no test fails for is told.

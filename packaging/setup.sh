@@ -15,7 +15,6 @@ host="mmdebstrap e2fsprogs openssh-client qemu-system-x86 lintian rpmlint"
 contract="python3 python3-venv"
 # libFuzzer is C++.
 fuzz="g++"
-coverage="python3"
 # A peer to measure beside.
 bench="lxd lxd-client"
 test="docker.io libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-system-common
@@ -35,8 +34,7 @@ for what in "${@:-build}"; do
     bench) wanted="$wanted $bench" ;;
     contract) wanted="$wanted $contract" ;;
     fuzz) wanted="$wanted $fuzz" ;;
-    coverage) wanted="$wanted $coverage" ;;
-    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host|bench|contract|fuzz|coverage]..." >&2; exit 2 ;;
+    *) echo "usage: setup.sh [build|demo|check|deb|rpm|test|host|bench|contract|fuzz]..." >&2; exit 2 ;;
   esac
 done
 
