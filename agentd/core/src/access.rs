@@ -81,18 +81,6 @@ impl Rights {
         self.0 & Self::bit(right) != 0
     }
 
-    /// Whether there is no right in the set.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// The rights of both sets.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
     /// The rights in the set, in the order of [`Right::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Right> {
         Right::ALL.into_iter().filter(move |right| self.contains(*right))
@@ -318,7 +306,21 @@ mod tests {
         let stranger = caller(7, 7, &[8]);
         assert_eq!(decide(&stranger, Right::Read, "vm/web"), Decision::NoRule);
         assert_eq!(table().decide(&stranger, Right::Read, None), Decision::NoRule);
-        assert!(!table().knows(&stranger));
+        for (uid, known) in [(7, false), (1000, true), (0, true), (OWN, true)] {
+            assert_eq!(table().knows(&caller(uid, 7, &[8])), known, "{uid}");
+        }
+    }
+
+    #[test]
+    fn what_goes_on_record_says_why() {
+        for (decision, said) in [
+            (Decision::Allowed { rule: "root".into() }, "allowed by root"),
+            (Decision::NoRule, "not allowed: no access rule names the caller"),
+            (Decision::NoMatch, "not allowed: no access rule of the caller matches"),
+            (Decision::Lacks(Right::Logs), "not allowed: no access rule of the caller that matches gives `logs`"),
+        ] {
+            assert_eq!(decision.to_string(), said);
+        }
     }
 
     #[test]
@@ -366,6 +368,8 @@ mod tests {
         assert!("Read".parse::<Right>().is_err() && "write".parse::<Right>().is_err());
         assert_eq!(Right::ALL.into_iter().collect::<Rights>(), Rights::ALL);
         assert_eq!([Right::Power, Right::Read].into_iter().collect::<Rights>().to_string(), "read, power");
+        let twice: Rights = [Right::Read, Right::Logs, Right::Read].into_iter().collect();
+        assert_eq!(format!("{twice:?}"), "{Read, Logs}");
     }
 
     fn rights() -> impl Strategy<Value = Vec<Right>> {
