@@ -25,7 +25,7 @@ SECONDS_EACH = 60
 RUNS =
 TARGETS =
 
-.PHONY: help setup build release check test test-fast definitions soak fuzz asan coverage mutants bugs demo bench bench-check bench-keep screenshot deny deb rpm stage install clean
+.PHONY: help setup build release check test test-fast definitions soak fuzz asan miri coverage mutants bugs demo bench bench-check bench-keep screenshot deny deb rpm stage install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ asan: ## The unit tests, unsafe code and all, under AddressSanitizer, on a night
 	packaging/setup.sh check
 	RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p agentd --lib --features fake --target-dir $(TARGET)/asan \
 		--target $(shell rustc -vV | sed -n 's/^host: //p')
+
+miri: ## The decisions and what the record keeps of them, interpreted by Miri, on a nightly compiler: half an hour
+	rustup component add --toolchain nightly miri rust-src
+	PROPTEST_CASES=2 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p agentd-core --lib --target-dir $(TARGET)/miri
 
 coverage: ## The lines and branches that the tests run, on a nightly compiler: an hour
 	packaging/setup.sh test

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use agentd_tests::lab::{Domain, GuestImage, Host, wait_until};
+use agentd_tests::lab::{Domain, GuestImage, Host, target_folder, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -42,9 +42,7 @@ match = "label:tier=test"
 
 /// A package that was built: `make deb`, `make rpm`.
 fn package(extension: &str) -> Result<PathBuf> {
-    let exe = std::env::current_exe()?;
-    let target = exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).context("a target folder")?;
-    let built = fs::read_dir(target.join("packages")).context("no packages: run `make deb rpm`")?;
+    let built = fs::read_dir(target_folder()?.join("packages")).context("no packages: run `make deb rpm`")?;
     let built = built.filter_map(|entry| Some(entry.ok()?.path()));
     let mut found = built.filter(|path| path.extension().is_some_and(|found| found == extension));
     let package = found.next().with_context(|| format!("no .{extension}: run `make deb rpm`"))?;
@@ -138,9 +136,10 @@ fn is_kept_in(host: &Host) -> Result<()> {
     ensure!(capabilities == "CapInh:CapPrm:CapEff:CapBnd:CapAmb:", "it has capabilities: {capabilities}");
     let links = host.ssh("root", &format!("{inside}; nsenter -t $pid -n ip -br link | cut -d' ' -f1"))?;
     ensure!(links == "lo", "it has a network: {links}");
-    for folder in ["/etc", "/usr", "/root", "/var/lib", "/run", "/boot"] {
-        let line = format!("{inside}; nsenter -t $pid -m touch {folder}/of-agentd 2>&1; test ! -e {folder}/of-agentd");
-        ensure!(exit(host, "root", &line)? == 0, "it could write {folder}");
+    for folder in ["/etc", "/usr", "/root", "/var/lib", "/boot", "/run", "/run/systemd/system", "/dev/shm"] {
+        let line = format!("{inside}; nsenter -t $pid -m touch {folder}/of-agentd; test ! -e {folder}/of-agentd");
+        let tried = host.try_ssh("root", &line)?;
+        ensure!(tried.status.success(), "it could write {folder}: {}", printed(tried));
     }
     host.ssh("root", &format!("{inside}; nsenter -t $pid -m touch /var/lib/agentd/x && rm /var/lib/agentd/x")).map(drop)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use agentd_tests::lab::{Agentd, Docker, Domain, Lab, Libvirt, wait_until};
+use agentd_tests::lab::{Agentd, Docker, Domain, Lab, Libvirt, Tmux, wait_until};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -309,6 +309,37 @@ fn since_drivers_and_rights_are_heeded() -> Result<()> {
         .write_config(&(config(&docker) + &rules.replace("\"read\"]\nmatch = \"*\"", "\"logs\"]\nmatch = \"vm/*\"")))?;
     agentd.signal(Signal::SIGHUP)?;
     wait_until("not-found", LIMIT, || Ok((as_nobody("two")? == "404").then_some(())))
+}
+
+#[test]
+fn a_log_does_to_a_terminal_nothing_but_colours() -> Result<()> {
+    let lab = Lab::new()?;
+    let docker = Docker::start(&lab)?;
+    let agentd = Agentd::with_config(&config(&docker)).start()?;
+    // Another title, a cleared screen, the other screen, no cursor, a question that the terminal would type the answer to, an
+    // operating system command that writes the clipboard; in seven bits and in eight, some of it in pieces.
+    let hostile = "first\n\x1b[31mred\x1b[0m\n\x1b]0;owned\x07\x1b[2J\x1b[H\x1b[?1049h\x1b[?25l\x1b[6n\x1b]52;c;b3duZWQ=\x07\n\
+                   \u{9b}2J\u{9d}0;owned\u{9c}\x1bcno line end\rover\x1b[";
+    let folder = lab.dir().join("hostile");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("text"), hostile)?;
+    let script = "cat /log/text; sleep 0.2; printf '?25l'; sleep 0.2; echo; echo last; sleep 1000";
+    docker.run_command("evil", &["-v", &mounted(&folder)], &["sh", "-c", script])?;
+    let tmux = Tmux::with_ctl(&agentd, (100, 30), &[("LC_ALL", "C.UTF-8")])?;
+    tmux.line("ctl logs -f evil")?;
+    let screen = tmux.wait_for("the last line", |screen| screen.lines().any(|line| line == "last"))?;
+    tmux.keys(&["C-c"])?;
+    tmux.wait_for("the prompt", |screen| screen.trim_end().ends_with("ready>"))?;
+    for line in ["first", "red"] {
+        ensure!(screen.lines().any(|shown| shown == line), "{line:?} is not what is shown: {screen}");
+    }
+    ensure!(screen.contains("\\u{1b}]0;owned") && screen.contains("no line end\\rover"), "{screen}");
+    ensure!(tmux.styled_screen()?.contains("\u{1b}[31mred"), "colours pass");
+    let state = tmux.tell("#{alternate_on} #{cursor_flag} #{pane_title}")?;
+    ensure!(state.starts_with("0 1 ") && !state.contains("owned"), "{state}");
+    // Nothing was typed for the user.
+    tmux.line("echo typed=nothing")?;
+    tmux.wait_for("an answer", |screen| screen.lines().any(|line| line == "typed=nothing")).map(drop)
 }
 
 #[test]

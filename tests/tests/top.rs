@@ -1,8 +1,8 @@
 //! `ctl top` on a real terminal over a real Docker engine: what is on the screen, what keys do, and that the terminal is as it
 //! was on every way out.
 
-use agentd_tests::lab::{Agentd, Docker, Lab, Tmux, binary};
-use anyhow::{Context, Result};
+use agentd_tests::lab::{Agentd, Docker, Lab, Tmux};
+use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -18,13 +18,6 @@ fn host() -> Result<(Agentd, Docker)> {
         docker.socket().display()
     );
     Ok((Agentd::with_config(&config).inside(&lab).start()?, docker))
-}
-
-fn window(agentd: &Agentd, size: (u16, u16), more: &[(&str, &str)]) -> Result<Tmux> {
-    let (socket, ctl) = (agentd.socket(), binary("CTL_BIN", "ctl")?);
-    let path = format!("{}:{}", ctl.parent().context("a folder")?.display(), std::env::var("PATH")?);
-    let variables = [("AGENTD_SOCKET", socket.to_str().context("a path")?), ("PATH", &path)];
-    Tmux::open(size, &[&variables, more].concat())
 }
 
 /// The line of an instance, in words.
@@ -63,7 +56,7 @@ fn is_as_before(tmux: &Tmux) -> Result<()> {
 #[test]
 fn a_host_is_seen_sorted_filtered_and_left_at_80_by_24_and_at_200_by_60() -> Result<()> {
     let (agentd, _docker) = host()?;
-    let tmux = window(&agentd, (80, 24), &[("LC_ALL", "C.UTF-8")])?;
+    let tmux = Tmux::with_ctl(&agentd, (80, 24), &[("LC_ALL", "C.UTF-8")])?;
     assert_eq!(agentd.ctl(&["resize", "busy", "--memory", "+32MiB", "--for", "3h"]).code, Some(0));
     tmux.line("ctl top --interval 500ms")?;
     // The limit is seen in the rate, the work in the throttling, the loan in its end.
@@ -104,7 +97,7 @@ fn a_host_is_seen_sorted_filtered_and_left_at_80_by_24_and_at_200_by_60() -> Res
 #[test]
 fn it_lives_through_an_agentd_that_goes_and_gives_the_terminal_back_on_every_way_out() -> Result<()> {
     let (agentd, _docker) = host()?;
-    let tmux = window(&agentd, (80, 24), &[("LC_ALL", "C"), ("NO_COLOR", "1")])?;
+    let tmux = Tmux::with_ctl(&agentd, (80, 24), &[("LC_ALL", "C"), ("NO_COLOR", "1")])?;
     tmux.line("ctl top --interval 500ms")?;
     let screen = tmux.wait_for("instances", |screen| order(screen).len() == 2 && screen.contains("% "))?;
     assert!(screen.is_ascii() && screen.contains("#"), "{screen}");
@@ -155,7 +148,7 @@ fn where_there_is_no_terminal_it_prints_lines_or_one_document() -> Result<()> {
     assert!(document["host"]["used"]["memory"].as_u64().is_some_and(|bytes| bytes > 0), "{document}");
 
     // Also on a terminal, where one look is asked for; and the bars of `ctl capacity` there.
-    let tmux = window(&agentd, (80, 24), &[("LC_ALL", "C.UTF-8")])?;
+    let tmux = Tmux::with_ctl(&agentd, (80, 24), &[("LC_ALL", "C.UTF-8")])?;
     tmux.line("ctl top --once; ctl capacity")?;
     let screen = tmux.wait_for("both", |screen| screen.contains("KIND") && screen.trim_end().ends_with("ready>"))?;
     assert!(screen.contains("CPU/LIMIT") && screen.contains("▒ 1.3 committed"), "{screen}");

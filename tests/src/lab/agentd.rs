@@ -36,6 +36,17 @@ pub fn binary(variable: &str, name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("no {name} near {}: run `cargo build --workspace`, or set {variable}", exe.display()))
 }
 
+/// The folder that cargo builds into, for a test.
+///
+/// # Errors
+/// The program that asks is none, or was moved.
+pub fn target_folder() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let deps = exe.parent().filter(|folder| folder.ends_with("deps"));
+    let target = deps.and_then(|deps| deps.ancestors().nth(2));
+    Ok(target.with_context(|| format!("{} is no test that cargo has built", exe.display()))?.to_owned())
+}
+
 /// What `ctl` did.
 #[derive(Debug, Clone)]
 pub struct CtlOutput {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::daemon::Daemon;
-use super::{stdout_of, wait_until};
+use super::{stdout_of, target_folder, wait_until};
 
 /// How long it may take to boot; all of it is emulated.
 const BOOT: Duration = Duration::from_secs(300);
@@ -180,12 +180,7 @@ fn image() -> Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/image.sh");
     let folder = match std::env::var_os("AGENTD_HOST_IMAGES") {
         Some(folder) => PathBuf::from(folder),
-        None => {
-            let exe = std::env::current_exe()?;
-            let target =
-                exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).context("a target folder")?;
-            target.join("host-images")
-        }
+        None => target_folder()?.join("host-images"),
     };
     let sum = stdout_of(Command::new("sha256sum").arg(&script))?;
     let image = folder.join(sum.get(..12).context("a checksum")?);

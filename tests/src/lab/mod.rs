@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-pub use agentd::{Agentd, Builder as AgentdBuilder, CtlOutput, binary};
+pub use agentd::{Agentd, Builder as AgentdBuilder, CtlOutput, binary, target_folder};
 pub use docker::{CgroupPaths, Docker};
 pub use guest::{Domain, Guest, Stat, vcpu_threads};
 pub use guest_image::GuestImage;

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::{daemon::Daemon, stdout_of, wait_until};
+use super::{Agentd, binary, daemon::Daemon, stdout_of, wait_until};
 
 /// How long a screen may take to show what it is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +40,17 @@ impl Tmux {
         wait_until("tmux", PATIENCE, || tmux.run(&open).map(Some))?;
         tmux.wait_for("a prompt", |screen| screen.contains("ready>"))?;
         Ok(tmux)
+    }
+
+    /// The same, where `ctl` is the one that was built and asks this agentd.
+    ///
+    /// # Errors
+    /// tmux is not installed, or says no; or there is no `ctl`.
+    pub fn with_ctl(agentd: &Agentd, size: (u16, u16), more: &[(&str, &str)]) -> Result<Self> {
+        let (socket, ctl) = (agentd.socket(), binary("CTL_BIN", "ctl")?);
+        let path = format!("{}:{}", ctl.parent().context("a folder")?.display(), std::env::var("PATH")?);
+        let variables = [("AGENTD_SOCKET", socket.to_str().context("a path")?), ("PATH", &path)];
+        Self::open(size, &[&variables, more].concat())
     }
 
     /// Types a line into it.
