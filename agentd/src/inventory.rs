@@ -614,10 +614,15 @@ impl Book {
         Some(latest)
     }
 
-    /// Whether a change is in flight of the instance with this name or id, which is to be looked at: then that is done after it.
+    /// Whether a change is in flight of the instance with this id or name, which is to be looked at: then that is done after it.
     pub fn is_busy(&mut self, kind: Kind, name: &str) -> bool {
-        let named = Ref::new(kind, name).ok().and_then(|reference| self.names.get(&reference).cloned());
-        let instance = named.unwrap_or_else(|| InstanceId { kind, id: name.to_owned() });
+        // What is an id is one first: another instance may have it for a name.
+        let mut instance = InstanceId { kind, id: name.to_owned() };
+        if !self.known.contains_key(&instance)
+            && let Some(named) = Ref::new(kind, name).ok().and_then(|reference| self.names.get(&reference))
+        {
+            instance = named.clone();
+        }
         self.known.get_mut(&instance).is_some_and(|known| {
             known.missed |= known.busy;
             known.busy

@@ -146,6 +146,9 @@ fn containers_of_any_name_and_label_are_themselves_and_nothing_else() -> Result<
     for name in CONTAINERS {
         docker.run(name, &args)?;
     }
+    // Longer than any reference: it is counted all the same, by its id.
+    let long = docker.run(&"a".repeat(300), &args)?;
+    let names: Vec<&str> = CONTAINERS.iter().copied().chain([long.as_str()]).collect();
     let socket = docker.socket();
     let config = format!("[docker]\nsocket = \"{}\"\n[capacity]\ncpus = 4\nmemory = \"4GiB\"\n", socket.display());
     let agentd = Agentd::with_config(&config).inside(&lab).start()?;
@@ -156,9 +159,11 @@ fn containers_of_any_name_and_label_are_themselves_and_nothing_else() -> Result<
             .map(|item| (item["name"].as_str().unwrap_or_default().to_owned(), item["cpus"]["observed"].clone()))
             .collect())
     };
-    for name in CONTAINERS {
+    let committed = agentd.get("/v1/capacity")?.json()["memory"]["committed"].clone();
+    assert_eq!(committed, (names.len() as u64) << 24, "16 MiB each");
+    for &name in &names {
         let before = cpus()?;
-        assert_eq!(before.len(), CONTAINERS.len());
+        assert_eq!(before.len(), names.len());
         let output = agentd.ctl(&["resize", name, "--cpus", "0.2"]);
         assert_eq!(output.code, Some(0), "{output:?}");
         for ((other, before), (_, now)) in before.into_iter().zip(cpus()?) {

@@ -2,7 +2,7 @@
 //! was on every way out.
 
 use agentd_tests::lab::{Agentd, Docker, Lab, Tmux};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

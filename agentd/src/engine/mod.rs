@@ -466,6 +466,10 @@ impl Engine {
             match source.backend.observe(&name, Look::Plain).await {
                 Ok(observed) => {
                     let instance = observed.instance_id();
+                    // What was known by this very id is gone where it is only another one's name by now.
+                    if instance.id != name {
+                        self.book().forget(&InstanceId { kind, id: name }, begun);
+                    }
                     let drift = self.book().record(observed, begun, &self.settings().config);
                     self.drifted(drift);
                     // A change has ended meanwhile, and may have told of what it did not touch as it was before this look.

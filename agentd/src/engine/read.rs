@@ -356,18 +356,19 @@ impl Engine {
 
     fn may_see_operation(&self, peer: &Peer, operation: &Operation) -> bool {
         let (reference, own) = (&operation.reference, operation.who.uid == peer.who.uid);
+        let access = &self.settings().access;
+        let is_admin = |labels: &BTreeMap<String, String>| {
+            access.decide(&peer.caller, Right::Admin, Some((reference.as_str(), labels))).is_allowed()
+        };
         // One that has no plan yet tells nothing but what its caller has asked; whether there is such an instance isn't known.
         if operation.identity.id.is_empty() && operation.is_open() {
-            return own || self.only_own(peer).is_none();
+            return own || is_admin(&BTreeMap::new());
         }
         let labels = self.book().get(&operation.instance_id()).map(|known| known.observed.labels.clone());
         // Of an instance that is gone nobody knows the labels any more; who was let change it may hear how that went.
         let gone = labels.is_none() && operation.outcome != Outcome::Refused;
         let labels = labels.unwrap_or_default();
-        let access = &self.settings().access;
-        let target = Some((reference.as_str(), &labels));
-        let admin = matches!(access.decide(&peer.caller, Right::Admin, target), Decision::Allowed { .. });
-        admin || (own && (gone || access.can_see(&peer.caller, reference.as_str(), &labels)))
+        is_admin(&labels) || (own && (gone || access.can_see(&peer.caller, reference.as_str(), &labels)))
     }
 
     /// What is going on, in one line.

@@ -778,6 +778,12 @@ async fn what_is_told_of_a_change_before_anybody_knows_whether_its_caller_may_sh
     let found = engine.operation(&stranger, &submitted.id).await.unwrap();
     assert_eq!((view.outcome, found.outcome), (Outcome::Running, Outcome::Running));
     assert!(view.instance.is_none() && found.instance.is_none(), "{view:?} {found:?}");
+    // Nobody else sees it who may not see all that is done to an instance of this name.
+    for (pattern, sees) in [("vm/ci-*", false), ("vm/w*", true)] {
+        let overseer = let_in(&engine, &[Right::Admin], pattern);
+        let overseer = Peer { who: Who { uid: 8, ..overseer.who }, ..overseer };
+        assert_eq!(engine.operation(&overseer, &submitted.id).await.is_ok(), sees, "{pattern}");
+    }
     let refused = engine.reply(submitted).await.unwrap_err();
     assert_eq!(refused.problem.code, Code::Forbidden);
 }

@@ -106,6 +106,17 @@ fn a_change_in_flight_takes_no_other_observation_also_under_another_name() {
 }
 
 #[test]
+fn an_id_is_an_id_before_it_is_anothers_name() {
+    // The first has the second's id for its name.
+    let (mut book, [one, other]) = two(["2", "other"]);
+    book.begin(&one.instance_id(), book.ledger().charge(&one.instance_id()));
+    assert!(!book.is_busy(Kind::Vm, &other.id), "nothing is under way of the second");
+    assert!(book.is_busy(Kind::Vm, &one.id) && book.was_missed(&one.instance_id()));
+    book.begin(&other.instance_id(), book.ledger().charge(&other.instance_id()));
+    assert!(book.is_busy(Kind::Vm, "other") && book.was_missed(&other.instance_id()), "by its name");
+}
+
+#[test]
 fn one_that_has_to_be_settled_is_not_dropped_by_a_listing_and_one_with_its_name_is_charged_beside_it() {
     let (mut book, [one, other]) = two(["web", "other"]);
     let committed = book.ledger().committed();

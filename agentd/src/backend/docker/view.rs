@@ -100,8 +100,16 @@ pub(super) fn observed(
     let labels = labels(inspected.config.as_ref().and_then(|config| config.labels.as_ref()));
     let mut notes = notes(inspected.state.as_ref(), &labels, &native);
     notes.extend(disagreements(&cpus, &memory, up));
+    // Docker takes longer names than any reference can have. Whoever names a container does not keep it out of what is counted.
+    let reference = match Ref::new(Kind::Container, name(inspected)) {
+        Ok(reference) => reference,
+        Err(_) => {
+            notes.push("its name can't be part of a reference: here its id is its name".to_owned());
+            Ref::new(Kind::Container, id(inspected))?
+        }
+    };
     Ok(Observed {
-        reference: Ref::new(Kind::Container, name(inspected))?,
+        reference,
         id: id(inspected).to_owned(),
         boot: boot(inspected),
         state,

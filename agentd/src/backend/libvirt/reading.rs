@@ -88,7 +88,7 @@ pub(super) fn observed(seen: &Sighting, asked: &mut Memory) -> Result<Observed, 
     if boot.is_none() {
         asked.forget(&seen.uuid);
     }
-    let state = state(seen.state);
+    let state = state(seen.state, seen.id.is_some());
     let mut notes = Vec::new();
     if reference.name() != seen.name {
         notes.push(format!(
@@ -173,14 +173,16 @@ fn boots_with_memory(definition: &Definition) -> u64 {
     definition.memory.saturating_sub(definition.device_size).saturating_add(definition.device_requested)
 }
 
-/// `virDomainState` in our words.
-fn state((state, reason): (u32, u32)) -> State {
+/// `virDomainState` in our words. `active` says that it has a QEMU.
+fn state((state, reason): (u32, u32), active: bool) -> State {
     match state {
         sys::VIR_DOMAIN_NOSTATE | sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => State::Running,
         sys::VIR_DOMAIN_PAUSED if reason == sys::VIR_DOMAIN_PAUSED_STARTING_UP => State::Starting,
         sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED => State::Paused,
         sys::VIR_DOMAIN_SHUTDOWN => State::Stopping,
         sys::VIR_DOMAIN_SHUTOFF => State::Stopped,
+        // A guest that panicked, with <on_crash>preserve: its QEMU keeps all that it has, and can be resumed.
+        sys::VIR_DOMAIN_CRASHED if active => State::Paused,
         sys::VIR_DOMAIN_CRASHED => State::Crashed,
         _ => State::Unknown,
     }
@@ -444,8 +446,10 @@ pub(super) mod tests {
             ((sys::VIR_DOMAIN_CRASHED, 0), State::Crashed),
             ((99, 0), State::Unknown),
         ] {
-            assert_eq!(state(seen), expected, "{seen:?}");
+            assert_eq!(state(seen, false), expected, "{seen:?}");
         }
+        let panicked = (sys::VIR_DOMAIN_CRASHED, sys::VIR_DOMAIN_CRASHED_PANICKED);
+        assert_eq!(state(panicked, true), State::Paused, "it is there, with all that it has");
     }
 
     #[test]
