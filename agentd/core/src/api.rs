@@ -903,6 +903,9 @@ pub struct ProblemDocument {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operation::Identity;
+    use crate::plan::tests::vm;
+    use crate::plan::{Plan, Verb};
 
     const NOW: u64 = 1_700_000_000_000;
 
@@ -943,5 +946,59 @@ mod tests {
         assert_eq!(told(NOW + 8_999, &up("a", 15_000)), NOW + 58_999);
         assert_eq!(told(NOW + 3_600_000, &up("b", 15_000)), loan.due_ms);
         assert_eq!(loan.told(NOW, None), Loan { due_up: None, ..loan });
+    }
+
+    #[test]
+    fn words_are_those_of_the_wire() {
+        for hold in [HoldKind::Suspended, HoldKind::NeedsAttention, HoldKind::Recovering] {
+            assert_eq!(serde_json::to_value(hold).unwrap(), hold.as_str());
+        }
+        for happening in Happening::ALL {
+            assert_eq!(serde_json::to_value(happening).unwrap(), happening.as_str());
+        }
+    }
+
+    #[test]
+    fn moves_are_told_with_their_side_and_both_values() {
+        let one = |cpus| Some(Limit::At(Cpus::whole(cpus)));
+        let cpus = MoveOf { saved: false, before: one(2), after: Some(Limit::Unlimited) };
+        let memory = MoveOf { saved: true, before: None, after: Some(Limit::At(ByteCount::gib(8))) };
+        for (moved, told) in [
+            (Move::Cpus(cpus.clone()), "cpus 2 → none"),
+            (Move::CpuLimit(cpus), "cpu_limit 2 → none"),
+            (Move::Memory(memory), "saved memory unknown → 8 GiB"),
+            (Move::State { before: None, after: Some(State::Running) }, "state absent → running"),
+            (Move::State { before: Some(State::Paused), after: None }, "state paused → gone"),
+        ] {
+            assert_eq!(moved.to_string(), told);
+        }
+    }
+
+    #[test]
+    fn a_change_is_live_and_saved_where_it_was_to_be_and_is_seen_to_be() {
+        let (two, three) = (Limit::At(Cpus::whole(2)), Limit::At(Cpus::whole(3)));
+        let aim = |live, saved| Aim {
+            before: Some(two),
+            saved_before: Some(two),
+            requested: three,
+            saved_requested: None,
+            live,
+            saved,
+        };
+        let told = |live, saved, seen, persistent| {
+            let mut observed = vm();
+            (observed.cpus.observed, observed.cpus.persistent) = (Some(seen), Some(persistent));
+            let who = Who { uid: 0, gid: 0, pid: 1, command: "test".into() };
+            let reference = observed.reference.clone();
+            let mut plan = Plan::empty(reference, Identity::of(&observed), Verb::Resize);
+            plan.targets.cpus = Some(aim(live, saved));
+            let changes = changes(&Operation::new("1".into(), who, plan, 0), Some(&observed));
+            let [Change::Cpus(change)] = changes.as_slice() else { panic!("{changes:?}") };
+            (change.live, change.persistent)
+        };
+        assert_eq!(told(true, true, three, three), (true, true));
+        assert_eq!(told(false, false, three, three), (false, false), "somebody else's doing");
+        assert_eq!(told(true, true, two, two), (false, false));
+        assert_eq!(told(true, false, three, two), (true, false));
     }
 }

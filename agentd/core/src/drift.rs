@@ -136,7 +136,9 @@ fn field<T: Copy + PartialEq>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::tests::vm;
+    use crate::operation::{Identity, Who};
+    use crate::plan::tests::{container, vm};
+    use crate::plan::{Plan, Verb};
     use crate::units::{ByteCount, Cpus};
 
     fn at(cpus: u32) -> Option<Limit<Cpus>> {
@@ -182,5 +184,94 @@ mod tests {
         let mut unread = vm();
         (unread.cpus.accepted, unread.cpus.persistent) = (None, None);
         assert!(drift(&before, &unread, false).is_empty() && drift(&unread, &before, false).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_gives_back_what_it_was_booted_with_moves_down_and_stops_at_what_is_saved() {
+        let mut before = vm();
+        before.memory.accepted = before.memory.ceiling.map(Limit::At);
+        let mut saved = before.clone();
+        saved.memory.persistent = Some(Limit::At(ByteCount::mib(512)));
+        assert_eq!(drift(&before, &saved, false).len(), 1, "what is saved is nothing that a guest gives back");
+        // One that settles need not be at its ceiling any more; a container never settles.
+        let (mut part, mut rest) = (vm(), vm());
+        part.memory.accepted = Some(Limit::At(ByteCount::mib(1500)));
+        rest.memory.accepted = Some(Limit::At(ByteCount::mib(1200)));
+        assert!(drift(&part, &rest, true).is_empty());
+        assert_eq!(drift(&part, &rest, false).len(), 1);
+        assert_eq!(drift(&rest, &part, true).len(), 1, "more");
+        let of = |observed: &Observed| Observed { reference: container().reference, ..observed.clone() };
+        assert_eq!(drift(&of(&part), &of(&rest), true).len(), 1);
+    }
+
+    #[test]
+    fn cpu_time_is_the_same_where_it_was_rounded_and_vcpus_are_not() {
+        let milli = |milli| Some(Limit::At(Cpus::from_millis(milli)));
+        let (mut before, mut after) = (container(), container());
+        (before.cpus.accepted, after.cpus.accepted) = (milli(1501), milli(1510));
+        assert!(moves(&before, &after).is_empty() && moves(&after, &before).is_empty());
+        let of = |observed: &Observed| Observed { reference: vm().reference, ..observed.clone() };
+        assert_eq!(moves(&of(&before), &of(&after)).len(), 1);
+    }
+
+    #[test]
+    fn memory_that_cant_be_read_has_not_moved() {
+        let mut unread = vm();
+        (unread.memory.accepted, unread.memory.persistent) = (None, None);
+        assert!(drift(&vm(), &unread, false).is_empty() && drift(&unread, &vm(), false).is_empty());
+        let mut stopped = vm();
+        (stopped.boot, stopped.memory.accepted) = (None, Some(Limit::At(ByteCount::mib(1))));
+        assert!(drift(&stopped, &vm(), false).is_empty(), "of no run to another");
+    }
+
+    /// A change of a VM's vCPUs, on these sides, that ended so.
+    fn change(live: bool, saved: bool, outcome: Outcome) -> Operation {
+        let aim = Aim {
+            before: at(2),
+            saved_before: at(2),
+            requested: Limit::At(Cpus::whole(3)),
+            saved_requested: Some(Limit::At(Cpus::whole(4))),
+            live,
+            saved,
+        };
+        let targets = Targets { cpus: Some(aim), ..Targets::default() };
+        let plan = Plan { targets, ..Plan::empty(vm().reference, Identity::of(&vm()), Verb::Resize) };
+        let who = Who { uid: 0, gid: 0, pid: 1, command: "test".into() };
+        Operation { outcome, ..Operation::new("1".into(), who, plan, 0) }
+    }
+
+    #[test]
+    fn after_a_change_of_its_own_what_it_set_is_no_drift_and_what_is_there_instead_is() {
+        let seen = |accepted, persistent| {
+            let mut seen = vm();
+            (seen.cpus.accepted, seen.cpus.persistent) = (at(accepted), at(persistent));
+            seen
+        };
+        for (live, saved, outcome, left) in [
+            (true, true, Outcome::Changed, seen(3, 4)),
+            (true, false, Outcome::Changed, seen(3, 2)),
+            (false, true, Outcome::Changed, seen(2, 4)),
+            (true, true, Outcome::RolledBack, seen(2, 2)),
+        ] {
+            let ended = change(live, saved, outcome);
+            assert!(drift_after(&ended, &vm(), &left).is_empty(), "{live} {saved} {outcome:?}");
+            let moved = drift_after(&ended, &vm(), &seen(1, 1));
+            assert_eq!(moved.len(), 2, "{live} {saved} {outcome:?}");
+            let from = |side: usize| if let Move::Cpus(moved) = &moved[side] { moved.before } else { None };
+            assert_eq!((from(0), from(1)), (left.cpus.accepted, left.cpus.persistent));
+        }
+    }
+
+    #[test]
+    fn a_change_moves_the_fields_that_it_names() {
+        let mut targets = change(true, true, Outcome::Changed).targets;
+        let of = MoveOf { saved: false, before: at(1), after: at(2) };
+        let memory = Move::Memory(MoveOf { saved: false, before: None, after: None });
+        let state = Move::State { before: None, after: None };
+        let all = [Move::Cpus(of.clone()), Move::CpuLimit(of), memory, state];
+        let named = |targets: &Targets| all.iter().map(|moved| is_of(targets, moved)).collect::<Vec<_>>();
+        assert_eq!(named(&targets), [true, false, false, false]);
+        (targets.cpu_limit, targets.cpus) = (targets.cpus, None);
+        assert_eq!(named(&targets), [false, true, false, false]);
     }
 }

@@ -369,6 +369,31 @@ fn only_the_server_section_decides_whether_the_server_is_the_same() {
     assert!(!config.same_server(&parse(&EVERY_KEY.replace("read_only = true", "read_only = false"))));
 }
 
+#[test]
+fn values_are_told_in_the_words_of_the_file() {
+    assert_eq!((AutoOr::<Cpus>::Auto.to_string(), AutoOr::At(Cpus::whole(3)).to_string()), ("auto".into(), "3".into()));
+    for (word, value) in [("observed", VmMemory::Observed), ("maximum", VmMemory::Maximum)] {
+        assert_eq!(value.to_string(), word);
+        assert_eq!(parse(&format!("[capacity]\nvm_memory = \"{word}\"\n")).capacity.vm_memory, value);
+    }
+    for (word, value) in [("always", Shrink::Always), ("if-unused", Shrink::IfUnused), ("never", Shrink::Never)] {
+        assert_eq!(value.to_string(), word);
+        assert_eq!(parse(&format!("[[limit]]\nmatch = \"*\"\nshrink = \"{word}\"\n")).limits[0].shrink, Some(value));
+    }
+}
+
+#[test]
+fn a_config_with_nothing_to_change_is_warned_of() {
+    let warned =
+        |text: &str| parse(text).warnings().iter().map(|warning| warning.contains("nothing")).collect::<Vec<_>>();
+    assert_eq!(warned(""), [true]);
+    assert_eq!(warned("[units]\n"), [false], "there are units, and none is allowed");
+    let cgroup = "[units.cgroups]\nbatch = \"/batch\"\n";
+    for text in ["[libvirt]\n", "[docker]\n", "[units]\nallow = [\"a.service\"]\n", cgroup] {
+        assert!(warned(text).is_empty(), "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in "\\PC*") {
