@@ -100,6 +100,11 @@ impl Keys {
         }
     }
 
+    /// Forgets those that are over, whoever gave them.
+    pub(super) fn drop_over(&self) {
+        self.lock().retain(|_, kept| !kept.is_over());
+    }
+
     fn make_room(kept: &mut HashMap<(u32, String), Kept>, uid: u32) {
         if kept.keys().filter(|(owner, _)| *owner == uid).count() < MOST {
             return;
@@ -280,7 +285,10 @@ impl Engine {
             engine.end_unplanned(&operation, &asker, &asked, &reply).await;
             if let (Some(place), true) = (&place, forgotten) {
                 engine.inner.keys.lock().remove(place);
-                engine.store().write_later(vec![Entry::ForgetKey(operation.clone())]);
+                // What never came to be on record need not be taken out of it: a store in trouble would keep all of these.
+                if !matches!(engine.store().operation(&operation).await, Ok(None)) {
+                    engine.store().write_later(vec![Entry::ForgetKey(operation.clone())]);
+                }
             }
             // Nobody may be waiting any more.
             let _ = send.send(Some(reply));
@@ -311,4 +319,26 @@ impl Engine {
 fn unplanned(id: &str, peer: &Peer, ask: &Ask, reference: &Ref) -> Operation {
     let plan = Plan::empty(reference.clone(), Identity { id: String::new(), boot: None }, ask.wish.verb());
     Operation::new(id.to_owned(), peer.who.clone(), plan, now_ms())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_kept_for_a_day_and_then_forgotten() {
+        let keys = Keys::default();
+        let born = |key: &str, age: Duration| {
+            let born_ms = now_ms() - crate::clock::millis(age);
+            let key = Key { uid: 7, key: key.into(), request: Vec::new(), operation: key.into(), born_ms };
+            keys.restore(key, Submitted::recorded("1".into()));
+        };
+        born("old", KEPT - Duration::from_secs(60));
+        born("new", Duration::ZERO);
+        keys.drop_over();
+        assert_eq!(keys.lock().len(), 2);
+        tokio::time::advance(Duration::from_secs(120)).await;
+        keys.drop_over();
+        assert_eq!(keys.lock().keys().map(|(_, key)| key.as_str()).collect::<Vec<_>>(), ["new"]);
+    }
 }

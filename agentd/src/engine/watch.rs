@@ -97,6 +97,7 @@ impl Engine {
             self.store().write_later(unrecorded);
             if Instant::now() >= prune_at {
                 prune_at = Instant::now() + PRUNING;
+                self.inner.keys.drop_over();
                 if let Some(ahead) = steady.ahead(now_ms(), up_ms()) {
                     let hours = ahead / 3_600_000;
                     tracing::warn!(
