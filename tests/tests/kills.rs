@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// Most of a case is waiting for the daemon's own pauses: many at once keep a small machine busy.
 const AT_ONCE: usize = 40;
 /// Of each that many-th case all recoveries are killed, too; `soak kills` has the time for more.
-const CHAIN: u64 = 48;
+const CHAIN: u64 = 200;
 
 #[test]
 fn killed_anywhere_a_change_is_whole_or_not_at_all_and_nothing_that_was_told_is_lost() -> Result<()> {
