@@ -86,11 +86,11 @@ asan: ## The unit tests, unsafe code and all, under AddressSanitizer, on a night
 	ASAN_OPTIONS=detect_leaks=0 RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p agentd --lib --features fake --target-dir $(TARGET)/asan \
 		--target $(shell rustc -vV | sed -n 's/^host: //p')
 
-miri: ## The decisions and what the record keeps of them, interpreted by Miri, on a nightly compiler: half an hour
+miri: ## The decisions and what the record keeps of them, interpreted by Miri, on a nightly compiler
 	rustup component add --toolchain nightly miri rust-src
 	PROPTEST_CASES=2 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p agentd-core --lib --target-dir $(TARGET)/miri
 
-coverage: ## The lines and branches that the tests run, on a nightly compiler: an hour
+coverage: ## The lines and branches that the tests run, on a nightly compiler
 	packaging/setup.sh test
 	tests/coverage.sh $(abspath $(TARGET))/coverage
 
