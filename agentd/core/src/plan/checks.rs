@@ -226,20 +226,35 @@ pub(super) fn admit(inputs: &Inputs<'_>, needed: &Needed) -> Result<Charge, Prob
     Ok(wanted.max(now))
 }
 
-/// Admits a restart with these targets, as a start is: with what is saved where nothing else is asked for, and with all that
-/// its balloon gives back only later, unless it `boots_anew` with just what is asked for. It keeps what it has meanwhile.
+/// Admits a restart with these targets. A start takes all that a balloon gives back only later, unless it `boots_anew`, with
+/// just what is asked for. What does not grow is always admitted.
 pub(super) fn admit_restart(inputs: &Inputs<'_>, targets: &Targets, boots_anew: bool) -> Result<Charge, Problem> {
     let (observed, instance) = (inputs.observed, inputs.observed.instance_id());
-    let mut wanted = admission::start_charge(observed, inputs.config);
+    let now = inputs.ledger.charge(&instance);
+    let (mut wanted, mut checked) = (admission::start_charge(observed, inputs.config), now);
+    // What is not asked for starts with what is saved, which nobody has admitted yet.
+    if more_is_saved(&observed.cpus) {
+        checked.cpus = wanted.cpus;
+    }
+    if more_is_saved(&observed.memory) {
+        checked.memory = wanted.memory;
+    }
     if let Some(cpus) = targets.cpus.and_then(|aim| aim.requested.at()) {
-        wanted.cpus = cpus;
+        (wanted.cpus, checked.cpus) = (cpus, cpus);
     }
     if let Some(Limit::At(memory)) = targets.memory.map(|aim| aim.requested) {
         let boots_with = observed.demand.memory.and_then(Limit::at).filter(|_| !boots_anew);
         wanted.memory = admission::charged_memory(observed, boots_with.unwrap_or(memory).max(memory), inputs.config);
+        let grows = observed.memory.accepted.and_then(Limit::at).is_none_or(|now| memory > now);
+        checked.memory = if grows { wanted.memory } else { now.memory };
     }
-    inputs.ledger.check(&instance, wanted).map_err(|refused| admission::refusal(inputs, &refused, wanted))?;
-    Ok(wanted.max(inputs.ledger.charge(&instance)))
+    inputs.ledger.check(&instance, checked).map_err(|refused| admission::refusal(inputs, &refused, checked))?;
+    Ok(wanted.max(now))
+}
+
+fn more_is_saved<T: Copy + Ord>(reading: &Reading<T>) -> bool {
+    let (saved, now) = (reading.persistent.and_then(Limit::at), reading.accepted.and_then(Limit::at));
+    saved.zip(now).is_some_and(|(saved, now)| saved > now)
 }
 
 /// `[scaling]` and the host's own size.
@@ -434,10 +449,10 @@ mod tests {
             (restarted((2, 2), (1800, 1800)), cpus(1), true),
             (restarted((2, 2), (1800, 1800)), memory(1700), true),
             (restarted((4, 3), (1024, 1024)), memory(1100), true),
-            // What its balloon has given back is somebody else's by now, and it starts with all of it.
-            (ballooned(1536), cpus(1), true),
-            (ballooned(1537), cpus(1), false),
-            (ballooned(1537), memory(1000), false),
+            // At its present size, or less, it is always admitted, whatever a balloon gives back only later; at more it is not.
+            (ballooned(1537), cpus(1), true),
+            (ballooned(1537), memory(1000), true),
+            (ballooned(1537), memory(1100), false),
         ] {
             let mut body = body;
             body["restart"] = "if-needed".into();
